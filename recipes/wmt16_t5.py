@@ -1,0 +1,349 @@
+"""
+Prune a translator and make a sparse model soup of it.
+
+    accelerate launch recipes/wmt16_t5.py                       google-t5/t5-small on wmt/wmt16 de-en from the Hub
+    accelerate launch recipes/wmt16_t5.py --demo                no download: a small T5, trained here, on generated sentences
+    accelerate launch recipes/wmt16_t5.py my_settings.yaml --target_sparsity 0.9 --parallel_dir data/
+
+Settings come from a YAML file (by default `wmt16_t5.yaml` beside this script, `demo.yaml` with `--demo`); what stands on the
+command line wins. `python recipes/wmt16_t5.py` does the same work on one process and gives the same model.
+"""
+
+import gzip
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import torch
+import yaml
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    HfArgumentParser,
+    PreTrainedModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
+
+from sms_hf import SparseSoupTrainer, SparseSoupTrainingArguments, bleu_metrics, format_report, sacrebleu_signature
+# from sms_hf.demo import demo_corpus, demo_tokenizer, demo_translator
+
+HERE = Path(__file__).parent
+# Tokenizers that mark the language, and how they spell the token for it.
+LANGUAGE_TOKENS = {
+    "MBartTokenizer": "{}",
+    "MBart50Tokenizer": "{}",
+    "NllbTokenizer": "{}",
+    "M2M100Tokenizer": "__{}__",
+}
+
+
+@dataclass
+class RecipeArguments:
+    """Model and data; everything else are `SparseSoupTrainingArguments`."""
+
+    demo: bool = field(
+        default=False, metadata={"help": "Train a small dense T5 on generated sentences first: no download."}
+    )
+    model_name_or_path: str = field(
+        default="google-t5/t5-small",
+        metadata={"help": "Dense model: a name on the Hub or a folder. Any seq2seq model."},
+    )
+    dropout: float | None = field(
+        default=None,
+        metadata={"help": "Dropout while retraining, in [0, 1). Default: what the model was trained with."},
+    )
+    dataset_name: str = field(default="wmt/wmt16", metadata={"help": "Corpus on the Hub, with a `translation` column."})
+    dataset_config_name: str | None = field(default="de-en", metadata={"help": "Configuration of that corpus."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "JSON Lines, CSV or Parquet with a `translation` column or one per language."}
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "As train_file; every selection is made on it."}
+    )
+    test_file: str | None = field(default=None, metadata={"help": "As train_file; scored once, at the end."})
+    parallel_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder with train.SRC, train.TGT, val.*, test*.*, a sentence a line, or .gz of it."},
+    )
+    source_lang: str = field(default="en", metadata={"help": "Language to translate from, as the corpus names it."})
+    target_lang: str = field(default="de", metadata={"help": "Language to translate to, as the corpus names it."})
+    source_code: str | None = field(
+        default=None, metadata={"help": "Name of source_lang in a multilingual tokenizer, e.g. en_XX or eng_Latn."}
+    )
+    target_code: str | None = field(default=None, metadata={"help": "Name of target_lang in a multilingual tokenizer."})
+    source_prefix: str | None = field(
+        default=None,
+        metadata={"help": "Text before every source sentence. Default: the prefix in a T5's config, if any."},
+    )
+    max_source_length: int = field(default=128, metadata={"help": "Longer sources are cut to so many tokens."})
+    max_target_length: int = field(default=128, metadata={"help": "Longer targets are cut to so many tokens."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many training pairs."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Use only the first so many validation pairs."}
+    )
+    max_test_samples: int | None = field(default=None, metadata={"help": "Use only the first so many test pairs."})
+    resume: bool = field(default=False, metadata={"help": "Go on with the run in output_dir."})
+    dense_epochs: float = field(default=8.0, metadata={"help": "With --demo: epochs of training for the dense model."})
+    dense_learning_rate: float = field(
+        default=2e-3, metadata={"help": "With --demo: peak learning rate of the dense model."}
+    )
+
+
+class RecipeError(SystemExit):
+    """A problem that the user can solve, in one sentence."""
+
+
+def parse(argv: list[str]) -> tuple[RecipeArguments, SparseSoupTrainingArguments]:
+    """Settings of the YAML file, overridden by the command line."""
+    settings = HERE / ("demo.yaml" if "--demo" in argv else "wmt16_t5.yaml")
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        settings, argv = Path(argv[0]), argv[1:]
+    parser = HfArgumentParser((RecipeArguments, SparseSoupTrainingArguments), description=__doc__)  # pyright: ignore
+    values = yaml.safe_load(settings.read_text(encoding="utf-8")) or {}
+    unknown = set(values) - {action.dest for action in parser._actions}
+    if unknown:
+        raise RecipeError(f"{settings} must hold settings of this recipe, got {sorted(unknown)}. See --help.")
+    parser.set_defaults(**values)
+    recipe, args = parser.parse_args_into_dataclasses(argv)
+    return recipe, args
+
+
+# ---- Data --------------------------------------------------------------------------------------------------------------
+
+
+def load_corpus(recipe: RecipeArguments) -> datasets.DatasetDict:
+    """Splits train, validation and test with a `translation` column of `{language: sentence}`."""
+    if recipe.demo:
+        corpus = demo_corpus()
+    elif recipe.parallel_dir:
+        corpus = read_parallel(Path(recipe.parallel_dir), recipe.source_lang, recipe.target_lang)
+    elif recipe.train_file:
+        corpus = read_files(recipe)
+    else:
+        corpus = from_hub(
+            recipe.dataset_name, lambda: datasets.load_dataset(recipe.dataset_name, recipe.dataset_config_name)
+        )
+    limits = {
+        "train": recipe.max_train_samples,
+        "validation": recipe.max_eval_samples,
+        "test": recipe.max_test_samples,
+    }
+    missing = [split for split in ("train", "validation") if split not in corpus]
+    if missing:
+        raise RecipeError(
+            f"Expected splits train and validation (and test, scored once at the end), missing: {missing}. Selection needs "
+            "a validation set of its own."
+        )
+    splits = {name: corpus[name] for name in limits if name in corpus}
+    return datasets.DatasetDict(
+        {name: split.select(range(min(limits[name] or len(split), len(split)))) for name, split in splits.items()}
+    )
+
+
+def read_parallel(folder: Path, source: str, target: str) -> datasets.DatasetDict:
+    """`train.en(.gz)` and `train.de(.gz)`, `val*`, `test*`: line i of one is the translation of line i of the other."""
+    patterns = {"train": "train*", "validation": "val*", "test": "test*"}
+    corpus = datasets.DatasetDict()
+    for split, pattern in patterns.items():
+        sources = sorted(p for end in (f".{source}", f".{source}.gz") for p in folder.glob(pattern + end))
+        if not sources:
+            continue
+        theirs = sources[0].name.replace(f".{source}", f".{target}")
+        candidates = [folder / theirs.removesuffix(".gz"), folder / (theirs.removesuffix(".gz") + ".gz")]
+        mine, other = sources[0], next((path for path in candidates if path.is_file()), None)
+        if other is None:
+            raise RecipeError(f"{mine} needs its translation {candidates[0].name} (or .gz) beside it, found none.")
+        left, right = read_lines(mine), read_lines(other)
+        if len(left) != len(right):
+            raise RecipeError(
+                f"Parallel files need equal numbers of lines, got {len(left)} in {mine} and {len(right)} in {other}."
+            )
+        rows = [{source: a, target: b} for a, b in zip(left, right, strict=True)]
+        corpus[split] = datasets.Dataset.from_dict({"translation": rows})
+    return corpus
+
+
+def read_lines(path: Path) -> list[str]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8", newline="\n") as file:
+        return [line.rstrip("\n") for line in file]
+
+
+def read_files(recipe: RecipeArguments) -> datasets.DatasetDict:
+    """Files with a `translation` column (in CSV: as JSON), or with one column per language."""
+    named = {"train": recipe.train_file, "validation": recipe.validation_file, "test": recipe.test_file}
+    files = {split: name for split, name in named.items() if name}
+    absent = [name for name in files.values() if not Path(name).is_file()]
+    if absent:
+        raise RecipeError(f"Expected files of sentence pairs, not found: {', '.join(absent)}.")
+    corpus = datasets.DatasetDict()
+    for split, name in files.items():
+        kind = {"jsonl": "json"}.get(Path(name).suffix[1:], Path(name).suffix[1:])
+        if kind not in ("json", "csv", "parquet"):
+            raise RecipeError(f"Expected JSON Lines (.json, .jsonl), CSV or Parquet, got {name}.")
+        data = datasets.load_dataset(kind, data_files=name, split="train")
+        corpus[split] = data.map(
+            lambda row: {"translation": as_pair(row, recipe, name)},  # noqa: B023
+            remove_columns=data.column_names,
+        )
+    return corpus
+
+
+def as_pair(row: dict, recipe: RecipeArguments, name: str) -> dict[str, str]:
+    pair = row.get("translation", row)
+    pair = json.loads(pair) if isinstance(pair, str) else pair
+    languages = (recipe.source_lang, recipe.target_lang)
+    if any(language not in pair for language in languages):
+        raise RecipeError(
+            f"{name} needs a `translation` column with {languages}, or one column for each, got {sorted(row)}. "
+            "Set --source_lang and --target_lang."
+        )
+    return {language: pair[language] for language in languages}
+
+
+def from_hub(what: str, load):
+    """Call `load`; where the Hub cannot be reached, say so in one sentence."""
+    try:
+        return load()
+    except (OSError, ConnectionError) as error:
+        raise RecipeError(
+            f"Cannot get {what!r} from the Hugging Face Hub ({type(error).__name__}). Without the Hub, run with --demo, or "
+            "pass --model_name_or_path FOLDER and --parallel_dir FOLDER or --train_file/--validation_file/--test_file."
+        ) from error
+
+
+def tokenize(corpus: datasets.DatasetDict, tokenizer, prefix: str, recipe: RecipeArguments) -> datasets.DatasetDict:
+    def encode(batch):
+        pairs = batch["translation"]
+        return tokenizer(
+            [prefix + pair[recipe.source_lang] for pair in pairs],
+            text_target=[pair[recipe.target_lang] for pair in pairs],
+            max_length=recipe.max_source_length,
+            truncation=True,
+        )
+
+    def cut(batch):
+        return {"labels": [labels[: recipe.max_target_length] for labels in batch["labels"]]}
+
+    encoded = corpus.map(encode, batched=True, remove_columns=["translation"], desc="tokenise")
+    return encoded.map(cut, batched=True, desc="cut targets")
+
+
+# ---- Model -------------------------------------------------------------------------------------------------------------
+
+
+def load_model(recipe: RecipeArguments) -> PreTrainedModel:
+    name = recipe.model_name_or_path
+    config = from_hub(name, lambda: AutoConfig.from_pretrained(name))
+    if recipe.dropout is not None:
+        for key in ("dropout_rate", "dropout", "attention_dropout", "activation_dropout"):
+            if key in config.to_dict():
+                setattr(config, key, recipe.dropout)
+    return from_hub(name, lambda: AutoModelForSeq2SeqLM.from_pretrained(name, config=config))
+
+
+def set_languages(model: PreTrainedModel, tokenizer, recipe: RecipeArguments) -> None:
+    """Tell a multilingual tokenizer and model what is translated into what."""
+    spelling = LANGUAGE_TOKENS.get(type(tokenizer).__name__.removesuffix("Fast"))
+    if spelling is None:
+        return
+    tokenizer.src_lang = recipe.source_code or recipe.source_lang
+    tokenizer.tgt_lang = recipe.target_code or recipe.target_lang
+    token = tokenizer.convert_tokens_to_ids(spelling.format(tokenizer.tgt_lang))
+    if token in (None, tokenizer.unk_token_id):
+        raise RecipeError(
+            f"The tokenizer does not know the language {tokenizer.tgt_lang!r}. Set --source_code and --target_code to names it "
+            "knows, such as en_XX and de_DE or eng_Latn and deu_Latn."
+        )
+    model.generation_config.forced_bos_token_id = token
+    if model.config.decoder_start_token_id is None:
+        model.config.decoder_start_token_id = token
+
+
+def source_prefix(model: PreTrainedModel, recipe: RecipeArguments) -> str:
+    if recipe.source_prefix is not None:
+        return recipe.source_prefix
+    tasks = getattr(model.config, "task_specific_params", None) or {}
+    return tasks.get(f"translation_{recipe.source_lang}_to_{recipe.target_lang}", {}).get("prefix", "")
+
+
+def train_demo_model(folder: Path, corpus: datasets.DatasetDict, recipe: RecipeArguments, args) -> None:
+    """The dense model of the demo: a small T5 from scratch, by an ordinary Seq2SeqTrainer."""
+    if (folder / "model.safetensors").is_file():
+        return
+    tokenizer = demo_tokenizer(corpus)
+    model = demo_translator(tokenizer, seed=args.seed)
+    dense_args = Seq2SeqTrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=recipe.dense_epochs,
+        learning_rate=recipe.dense_learning_rate,
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        lr_scheduler_type=args.lr_scheduler_type,
+        warmup_steps=args.warmup_steps,
+        train_sampling_strategy=args.train_sampling_strategy,
+        dataloader_pin_memory=args.dataloader_pin_memory,
+        disable_tqdm=args.disable_tqdm,
+        seed=args.seed,
+        bf16=args.bf16,
+        save_strategy="no",
+        report_to="none",
+    )
+    print(f"demo: training a dense T5 with {model.num_parameters():,} parameters on {len(corpus['train']):,} sentences")
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=dense_args,
+        train_dataset=tokenize(corpus, tokenizer, "", recipe)["train"],
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model()
+
+
+# ---- The job -----------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> None:
+    recipe, args = parse(argv)
+    args.dataloader_pin_memory &= torch.cuda.is_available()
+    if not args.processes.is_main:
+        datasets.disable_progress_bars()
+    corpus = load_corpus(recipe)
+    if recipe.demo:
+        folder = Path(args.output_dir) / "dense"
+        args.processes.on_main("demo", lambda: train_demo_model(folder, corpus, recipe, args))
+        recipe.model_name_or_path = str(folder)
+    model = load_model(recipe)
+    tokenizer = from_hub(recipe.model_name_or_path, lambda: AutoTokenizer.from_pretrained(recipe.model_name_or_path))
+    set_languages(model, tokenizer, recipe)
+    data = tokenize(corpus, tokenizer, source_prefix(model, recipe), recipe)
+    trainer = SparseSoupTrainer(
+        model=model,
+        args=args,
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        compute_metrics=bleu_metrics(tokenizer),
+    )
+    trainer.train(resume_from_checkpoint=recipe.resume)
+    scores = None
+    if "test" in data:
+        scores = trainer.evaluate_run(data["test"], dense=load_model(recipe))
+    if args.processes.is_main:
+        assert trainer.report is not None
+        print(f"\n{format_report(trainer.report, scores)}")
+        print(f"\nBLEU: {sacrebleu_signature()}; chosen on {len(data['validation']):,} validation sentences", end="")
+        print(f", tested on {len(data['test']):,}." if scores else ".")
+        print(f'The model: AutoModelForSeq2SeqLM.from_pretrained("{args.output_dir}")')
+        if args.push_to_hub:
+            trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

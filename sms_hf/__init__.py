@@ -1,0 +1,36 @@
+"""Sparse Model Soups for Hugging Face Transformers."""
+
+from .report import format_report
+from .soup import average_checkpoints, greedy_soup, uniform_soup
+from .sparsity import MaskError, Masks, Prunable, find_prunable, phase_sparsities, prune
+from .training import (
+    MaskedTrainerMixin,
+    SparseSoupArguments,
+    SparseSoupMixin,
+    SparseSoupTrainer,
+    SparseSoupTrainingArguments,
+    bleu_metrics,
+    sacrebleu_signature,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MaskError",
+    "MaskedTrainerMixin",
+    "Masks",
+    "Prunable",
+    "SparseSoupArguments",
+    "SparseSoupMixin",
+    "SparseSoupTrainer",
+    "SparseSoupTrainingArguments",
+    "average_checkpoints",
+    "bleu_metrics",
+    "find_prunable",
+    "format_report",
+    "greedy_soup",
+    "phase_sparsities",
+    "prune",
+    "sacrebleu_signature",
+    "uniform_soup",
+]

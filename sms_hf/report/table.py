@@ -1,0 +1,57 @@
+"""The table at the end of a run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+
+def format_report(
+    report: Mapping[str, Any], test_scores: Mapping[str, float] | None = None, style: str = "simple"
+) -> str:
+    """
+    One row for the dense model, each candidate, their mean and best, and the soup of each phase.
+
+    Args:
+        report (`Mapping`): `trainer.report`, or `report.json` read back.
+        test_scores (`Mapping[str, float]`, *optional*): Scores on a test set for a last column, by the names `"dense"`,
+            `"phase-1/candidate-1"`, `"phase-1/soup"`, ... The best candidate is the one chosen on the evaluation set.
+        style (`str`, *optional*, defaults to `"simple"`): A format of `tabulate`, for example `"github"` for Markdown.
+
+    Returns:
+        `str`: The table.
+    """
+    tests = test_scores or {}
+    rows = [["dense", "", 0.0, report["dense"][report["metric"]], tests.get("dense")]]
+    for phase in report["phases"]:
+        rows += _phase_rows(phase, tests)
+    headers = ["phase", "model", "sparsity %", report["metric"], f"test {report['metric']}"]
+    if not tests:
+        rows, headers = [row[:-1] for row in rows], headers[:-1]
+    return tabulate(rows, headers=headers, tablefmt=style, floatfmt=("", "", ".2f", ".4g", ".4g"), missingval="")
+
+
+def _phase_rows(phase: Mapping[str, Any], tests: Mapping[str, float]) -> list[list[Any]]:
+    name, sparsity = f"phase-{phase['number']}", 100 * phase["parent"]["sparsity"]
+    tested = {c["name"]: tests[f"{name}/{c['name']}"] for c in phase["candidates"] if f"{name}/{c['name']}" in tests}
+    best = next((c["name"] for c in phase["candidates"] if c.get("score") == phase["best_score"]), "")
+    mean_tested = sum(tested.values()) / len(tested) if tested else None
+    rows = [
+        [name, f"{c['name']} {_settings(c)}", sparsity, c.get("score"), tested.get(c["name"])]
+        for c in phase["candidates"]
+    ]
+    soup = phase["soup"]
+    return rows + [
+        [name, "mean candidate", sparsity, phase["mean_score"], mean_tested],
+        [name, f"best candidate ({best.removeprefix('candidate-')})", sparsity, phase["best_score"], tested.get(best)],
+        [name, f"soup ({_ingredients(soup['ingredients'])})", sparsity, soup["score"], tests.get(f"{name}/soup")],
+    ]
+
+
+def _settings(candidate: Mapping[str, Any]) -> str:
+    settings = " ".join(f"{key}={value}" for key, value in candidate["overrides"].items())
+    return f"{settings} (diverged)" if candidate["diverged"] else settings
+
+
+def _ingredients(names: Sequence[str]) -> str:
+    return f"candidate{'s' * (len(names) > 1)} " + ", ".join(name.removeprefix("candidate-") for name in names)

@@ -1,0 +1,145 @@
+"""Weighted average of checkpoints, streamed; masks verified before and zeros after."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..sparsity.masks import MaskError, Masks, check_zeros
+from .checkpoint import DTYPES, MASKS, WEIGHTS, Checkpoint, CheckpointError, write_streamed
+
+CHUNK = 1 << 20
+"""Weights that are averaged in one piece: memory does not grow with the model or with the number of checkpoints."""
+
+SPARSE = 0.01
+"""A tensor with more exact zeros than this fraction counts as pruned where folders carry no masks."""
+
+
+def average_checkpoints(
+    folders: Sequence[str | Path], output: str | Path, weights: Sequence[float] | None = None
+) -> Path:
+    """
+    Average model folders that share one mask into a new model folder.
+
+    Every floating tensor is averaged (weights, biases, norms, running statistics), `theta = sum_i weights_i theta_i`,
+    summed in float64 and rounded once to the dtype of the files; integer tensors are copied from the first folder.
+    The average of equal folders is that folder, bit for bit. Tokenizer, config and masks come from the first folder.
+
+    Args:
+        folders (`Sequence[str | Path]`): Folders with the same tensor names, shapes and dtypes.
+        output (`str` or `Path`): The folder to write; its weights become one file.
+        weights (`Sequence[float]`, *optional*): Soup weights, one a folder; they are divided by their sum. Default: equal.
+
+    Returns:
+        `Path`: `output`.
+
+    Raises:
+        CheckpointError: If the folders differ in names, shapes or dtypes.
+        MaskError: If their masks differ, or a pruned weight of one of them is not zero.
+    """
+    folders, output = [Path(folder) for folder in folders], Path(output)
+    shares = _shares(len(folders), weights)
+    if output in folders:
+        raise ValueError(f"output must be a folder of its own, got {output}, which is one of the folders to average.")
+    with ExitStack() as stack:
+        checkpoints = [stack.enter_context(Checkpoint(folder)) for folder in folders]
+        _check_alike(checkpoints)
+        masks = common_masks(folders)
+        output.mkdir(parents=True, exist_ok=True)
+        first = checkpoints[0]
+        write_streamed(output / WEIGHTS, first.shapes, first.dtypes, _averaged(checkpoints, shares, masks))
+    for path in folders[0].iterdir():
+        if path.is_file() and path.suffix in (".json", ".model", ".txt", ".jinja") and "index" not in path.name:
+            shutil.copyfile(path, output / path.name)
+    if masks is not None:
+        masks.save(output / MASKS)
+    return output
+
+
+def common_masks(folders: Sequence[Path]) -> Masks | None:
+    """
+    The masks that all folders share, or `None` where no folder has any.
+
+    Raises:
+        MaskError: If they differ, or only some folders have masks.
+    """
+    paths = [folder / MASKS for folder in folders]
+    without = [path for path in paths if not path.is_file()]
+    if len(without) == len(paths):
+        return None
+    if without:
+        raise MaskError(
+            f"Expected {MASKS} in every folder or in none, missing: {without[0]}. Average candidates of one phase."
+        )
+    first = Masks.load(paths[0])
+    for path in paths[1:]:
+        other = Masks.load(path)
+        if other.fingerprint() != first.fingerprint():
+            name = next((n for n in first if n not in other or not torch.equal(first[n], other[n])), "another tensor")
+            raise MaskError(
+                f"All candidates of a soup must share one mask, but {paths[0].parent} and {path.parent} differ at {name!r}. "
+                "Their average would be denser than each of them: average candidates of one phase."
+            )
+    return first
+
+
+def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
+    if count == 0:
+        raise ValueError("A soup needs at least one folder, got none.")
+    weights = [1.0] * count if weights is None else list(weights)
+    if len(weights) != count or sum(weights) == 0:
+        raise ValueError(f"weights must hold {count} numbers with a sum other than 0, one a folder, got {weights}.")
+    return weights
+
+
+def _check_alike(checkpoints: Sequence[Checkpoint]) -> None:
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
+        for what, mine, theirs in (("shape", first.shapes, other.shapes), ("dtype", first.dtypes, other.dtypes)):
+            for name in {**mine, **theirs}:
+                if mine.get(name) != theirs.get(name):
+                    raise CheckpointError(
+                        f"All checkpoints of a soup must hold the same tensors, but {name!r} has {what} "
+                        f"{mine.get(name)} in {first.folder} and {theirs.get(name)} in {other.folder}."
+                    )
+    unknown = {dtype for dtype in first.dtypes.values() if dtype not in DTYPES}
+    if unknown:
+        raise CheckpointError(
+            f"Cannot average tensors of dtype {sorted(unknown)} in {first.folder}; known: {sorted(DTYPES)}."
+        )
+
+
+def _averaged(checkpoints: Sequence[Checkpoint], shares: Sequence[float], masks: Masks | None) -> Iterator[Tensor]:
+    """The pieces of the averaged tensors, in the order of the first checkpoint."""
+    for name, shape in checkpoints[0].shapes.items():
+        dtype = DTYPES[checkpoints[0].dtypes[name]]
+        rows, width = (shape[0], max(torch.Size(shape[1:]).numel(), 1)) if shape else (1, 1)
+        step = max(CHUNK // width, 1)
+        zeros, mismatched = [0] * len(checkpoints), 0
+        for start in range(0, rows, step):
+            parts = [checkpoint.rows(name, start, start + step) for checkpoint in checkpoints]
+            if masks is not None and name in masks:
+                for part in parts:
+                    check_zeros(name, part, masks[name][start : start + step])
+            elif dtype.is_floating_point and len(shape) > 1:
+                patterns = [part == 0 for part in parts]
+                zeros = [count + int(pattern.sum()) for count, pattern in zip(zeros, patterns, strict=True)]
+                mismatched += sum(int((pattern != patterns[0]).sum()) for pattern in patterns[1:])
+            yield _mean(parts, shares, dtype)
+        if mismatched and max(zeros) > SPARSE * torch.Size(shape).numel():
+            raise MaskError(
+                f"{name!r} is sparse, but its zeros differ between the folders at {mismatched} places. Their average would "
+                f"be denser than each of them: average candidates of one phase, or put their {MASKS} beside the weights."
+            )
+
+
+def _mean(parts: Sequence[Tensor], shares: Sequence[float], dtype: torch.dtype) -> Tensor:
+    if not dtype.is_floating_point:
+        return parts[0]
+    total = torch.zeros(parts[0].shape, dtype=torch.float64)
+    for part, share in zip(parts, shares, strict=True):
+        total.add_(part, alpha=share)
+    return total.div_(sum(shares)).to(dtype)

@@ -1,0 +1,131 @@
+"""A folder of safetensors as a mapping of tensors that are read when they are asked for."""
+
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MASKS = "masks.safetensors"
+
+# Names of the dtypes in a safetensors header.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or does not fit the others."""
+
+
+class Checkpoint:
+    """
+    The weights of a model folder, one file or several, without loading them.
+
+    Use it as a context manager: files stay mapped, not read, until it is left.
+
+    Args:
+        folder (`str` or `Path`): What `save_pretrained` wrote.
+
+    Attributes:
+        shapes (`dict[str, tuple[int, ...]]`): Tensor name -> shape, in the order of the files.
+        dtypes (`dict[str, str]`): Tensor name -> dtype as safetensors names it (`"F32"`, `"BF16"`, ...).
+
+    Raises:
+        CheckpointError: If the folder holds no safetensors weights, or they are damaged.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._stack = ExitStack()
+        self._file_of: dict = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        try:
+            for path in weight_files(self.folder):
+                file = self._stack.enter_context(safe_open(path, framework="pt"))
+                for name in file.keys():  # noqa: SIM118
+                    part = file.get_slice(name)
+                    self._file_of[name] = file
+                    self.shapes[name] = tuple(part.get_shape())
+                    self.dtypes[name] = part.get_dtype()
+        except (SafetensorError, OSError) as error:
+            self._stack.close()
+            raise CheckpointError(
+                f"The weights in {self.folder} cannot be read: {error}. Write the folder again."
+            ) from error
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of a tensor; a 0-d tensor whole."""
+        if not self.shapes[name]:
+            return self._file_of[name].get_tensor(name)
+        return self._file_of[name].get_slice(name)[start:stop]
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._stack.close()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the weights of a model folder, in order."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        parts = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        return [folder / part for part in dict.fromkeys(parts)]
+    raise CheckpointError(
+        f"Expected {WEIGHTS} or {INDEX} in {folder}, found {sorted(p.name for p in folder.glob('*'))[:8]}. "
+        "Pass folders that save_pretrained or Trainer.save_model wrote."
+    )
+
+
+def write_streamed(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], pieces: Iterator[Tensor]
+) -> None:
+    """
+    Write a safetensors file without holding its tensors.
+
+    `safetensors.torch.save_file` wants every tensor in memory at once; the format itself (a JSON header, then the bytes
+    of the tensors one after the other) does not. The file appears under its name only when it is whole.
+
+    Args:
+        path (`Path`): The file to write.
+        shapes, dtypes (`Mapping`): Name -> shape and safetensors dtype, in the order of the bytes.
+        pieces (`Iterator[Tensor]`): The contiguous pieces of the tensors, in that order.
+    """
+    header: dict = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + DTYPES[dtypes[name]].itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": dtypes[name], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for piece in pieces:
+            file.write(memoryview(piece.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        file.flush()
+        os.fsync(file.fileno())
+        written = file.tell() - 8 - len(text)
+    if written != end:
+        raise CheckpointError(f"{path} should hold {end} bytes of weights, {written} were written.")
+    partial.replace(path)

@@ -1,0 +1,165 @@
+"""Masks: which weights are kept."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+FORMAT = "sms_hf.masks.v1"
+
+
+class MaskError(ValueError):
+    """Masks that do not fit a model, each other, or weights that should be zero."""
+
+
+class Masks(Mapping[str, Tensor]):
+    """
+    Parameter name -> `bool` tensor of the parameter's shape on the CPU, `True` = kept.
+
+    Masks are values: nothing here changes them after construction. Methods that change a model end in `_`.
+
+    Args:
+        masks (`Mapping[str, Tensor]`): The tensors, in the order of the model's parameters.
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor]):
+        for name, mask in masks.items():
+            if mask.dtype != torch.bool:
+                raise MaskError(f"Mask of {name!r} must be a bool tensor, got {mask.dtype}. True means kept.")
+        self._masks = {name: mask.detach().cpu() for name, mask in masks.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} tensors, {self.num_kept:,} of {self.num_weights:,} weights kept)"
+
+    @property
+    def num_weights(self) -> int:
+        """Number of weights that the masks cover."""
+        return sum(mask.numel() for mask in self.values())
+
+    @property
+    def num_kept(self) -> int:
+        """Number of weights that are kept."""
+        return sum(int(mask.sum()) for mask in self.values())
+
+    def sparsity(self) -> float:
+        """Fraction removed of the covered weights, in `[0, 1]`."""
+        return 1.0 - self.num_kept / self.num_weights if self.num_weights else 0.0
+
+    def sparsity_per_tensor(self) -> dict[str, float]:
+        """Parameter name -> fraction removed, in `[0, 1]`."""
+        return {name: 1.0 - int(mask.sum()) / mask.numel() for name, mask in self.items()}
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes and bits: equal exactly where the masks are equal."""
+        digest = hashlib.sha256()
+        for name in sorted(self):
+            digest.update(json.dumps([name, list(self[name].shape)]).encode())
+            digest.update(_pack(self[name]).numpy().tobytes())
+        return digest.hexdigest()
+
+    def is_within(self, other: "Masks") -> bool:
+        """Whether every weight kept here is kept by `other`, too: a later phase only ever shrinks the mask."""
+        return set(self) == set(other) and all(bool((other[n] | ~mask).all()) for n, mask in self.items())
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module) -> None:
+        """
+        Set the pruned weights of `model` to exactly `0.0`, in place, whatever they hold (NaN and infinities included).
+
+        Raises:
+            MaskError: If a parameter is missing or has another shape. The model is unchanged then.
+        """
+        for name, parameter in self._parameters_of(model).items():
+            parameter.masked_fill_(~self[name].to(parameter.device), 0.0)
+
+    @torch.no_grad()
+    def check(self, model: nn.Module) -> None:
+        """Raise [`MaskError`] with tensor, count and first indices if a pruned weight is not exactly zero."""
+        for name, parameter in self._parameters_of(model).items():
+            check_zeros(name, parameter, self[name])
+
+    def _parameters_of(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        missing = [name for name in self if name not in parameters]
+        if missing:
+            raise MaskError(
+                f"Masks for {missing[:3]} have no parameter in {type(model).__name__}. Masks belong to the model they "
+                "were made for: prune this one, or load the model that the masks lie beside."
+            )
+        for name, mask in self.items():
+            if mask.shape != parameters[name].shape:
+                raise MaskError(
+                    f"Mask of {name!r} must have the parameter's shape {tuple(parameters[name].shape)}, "
+                    f"got {tuple(mask.shape)}."
+                )
+        return {name: parameters[name] for name in self}
+
+    def save(self, path: str | Path) -> None:
+        """Write the masks as safetensors, one bit a weight (little-endian bit order, rows flattened)."""
+        shapes = json.dumps({name: list(mask.shape) for name, mask in self.items()})
+        metadata = {"format": FORMAT, "shapes": shapes, "fingerprint": self.fingerprint()}
+        partial = Path(f"{path}.partial")
+        save_file({name: _pack(mask) for name, mask in self.items()}, partial, metadata=metadata)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Masks":
+        """
+        Read masks that [`Masks.save`] wrote.
+
+        Raises:
+            MaskError: If the file is damaged, or no file of masks.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise MaskError(
+                        f"{path} must be a file of masks ({FORMAT}), got format {metadata.get('format')!r}."
+                    )
+                shapes = json.loads(metadata["shapes"])
+                masks = cls({name: _unpack(file.get_tensor(name), shape) for name, shape in shapes.items()})
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise MaskError(f"{path} is damaged: {error}. Write the masks again, or fetch the file anew.") from error
+        if masks.fingerprint() != metadata.get("fingerprint"):
+            raise MaskError(f"{path} is damaged: its masks do not match their checksum. Fetch the file anew.")
+        return masks
+
+
+def check_zeros(name: str, weight: Tensor, mask: Tensor) -> None:
+    """Raise [`MaskError`] unless `weight` is exactly zero wherever `mask` is `False`. Both: any one shape."""
+    revived = ((weight != 0) & ~mask.to(weight.device)).nonzero()
+    if len(revived):
+        first = [tuple(index) for index in revived[:3].tolist()]
+        raise MaskError(
+            f"Pruned weights of {name!r} must be exactly 0.0, but {len(revived)} are not, first at {first}. "
+            "Something changed the weights after the mask was applied: call Masks.apply_(model)."
+        )
+
+
+def _pack(mask: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(mask.reshape(-1).numpy(), bitorder="little"))
+
+
+def _unpack(bits: Tensor, shape: list[int]) -> Tensor:
+    count = int(np.prod(shape, dtype=np.int64))
+    if bits.numel() != -(-count // 8):
+        raise MaskError(
+            f"A mask of shape {shape} needs {-(-count // 8)} bytes, got {bits.numel()}: the file is damaged."
+        )
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count, bitorder="little").astype(bool)).reshape(shape)

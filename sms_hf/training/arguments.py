@@ -1,0 +1,134 @@
+"""The user's options: Trainer's own, and a few flat fields."""
+
+import json
+from dataclasses import dataclass, field
+
+from transformers import Seq2SeqTrainingArguments
+
+from ..soup.recipes import SOUP_METHODS
+from ..sparsity.pruning import CRITERIA, SCOPES
+from .candidates import Phase, make_plan
+from .fanout import Processes, join_processes
+
+
+@dataclass
+class SparseSoupArguments:
+    """
+    The options of a sparse model soup, to be mixed into any `TrainingArguments`:
+    `class SoupSFTConfig(SparseSoupArguments, SFTConfig)`. Help of each option: its field.
+    """
+
+    target_sparsity: float = field(
+        default=0.8, metadata={"help": "Fraction of the prunable weights to remove in the end, in [0, 1)."}
+    )
+    num_phases: int = field(
+        default=2,
+        metadata={"help": "Number of prune, retrain, average cycles. Each removes the same fraction of what is left."},
+    )
+    num_candidates: int | None = field(
+        default=None,
+        metadata={"help": "Retrained copies per phase. Default: the combinations in `vary`, or 3 seeds."},
+    )
+    vary: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "What differs between the candidates: a mapping of hyperparameters to lists of values (on the command "
+            'line as JSON), for example {"seed": [1, 2, 3]} or {"weight_decay": [0, 0.01], "learning_rate": [1e-4, 3e-4]}; '
+            "several keys give all combinations. Default: the seed. Seeds grow by 1000 with every phase."
+        },
+    )
+    soup_method: str = field(
+        default="greedy",
+        metadata={
+            "help": "Which candidates are averaged: 'greedy' adds them best first while `metric_for_best_model` on the "
+            "evaluation set does not get worse, 'uniform' takes all.",
+            "choices": sorted(SOUP_METHODS),
+        },
+    )
+    pruning_scope: str = field(
+        default="global",
+        metadata={
+            "help": "'global' ranks the weights of all layers together, 'uniform' prunes every layer equally.",
+            "choices": sorted(SCOPES),
+        },
+    )
+    pruning_criterion: str = field(
+        default="magnitude",
+        metadata={
+            "help": "Which weights go first: 'magnitude' the smallest, 'random' any.",
+            "choices": sorted(CRITERIA),
+        },
+    )
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Prune only these modules: names or their last parts, or one regular expression for the whole name. "
+            "Default: the linear layers inside the model's body."
+        },
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Leave these modules dense; notation as in `target_modules`."}
+    )
+    max_sparsity_per_layer: float | None = field(
+        default=None,
+        metadata={"help": "No layer may lose more than this fraction, in (0, 1]. Guards against emptied layers."},
+    )
+    keep_candidates: bool = field(
+        default=False, metadata={"help": "Keep the weights of every candidate, not only of the soups."}
+    )
+
+    def __post_init__(self):
+        # First of all, so that Trainer's own set-up below sees a single process.
+        processes = join_processes()
+        if isinstance(self.vary, str):
+            self.vary = _parse_vary(self.vary)
+        if self.soup_method not in SOUP_METHODS:
+            raise ValueError(f"soup_method must be one of {sorted(SOUP_METHODS)}, got {self.soup_method!r}.")
+        if getattr(self, "deepspeed", None) or getattr(self, "fsdp", None):
+            raise ValueError(
+                "Expected no `deepspeed` and no `fsdp`: DeepSpeed keeps its own fp32 copy of the weights and steps inside "
+                "backward(), FSDP replaces the parameters, so masks would not hold. Every process trains whole candidates: "
+                "use plain `accelerate launch`."
+            )
+        if not processes.is_main:
+            self.disable_tqdm = True
+            self.push_to_hub = False
+        super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue]
+        self.make_plan()
+
+    @property
+    def processes(self) -> Processes:
+        """The processes of this launch."""
+        return join_processes()
+
+    def make_plan(self) -> list[Phase]:
+        """The phases and candidates that these arguments ask for; `ValueError` where they make no sense."""
+        return make_plan(self.target_sparsity, self.num_phases, self.num_candidates, self.vary, self.seed)  # pyright: ignore
+
+    @property
+    def selection_metric(self) -> tuple[str, bool]:
+        """Metric that decides between candidates and whether greater is better; the evaluation loss by default."""
+        name = self.metric_for_best_model or "loss"  # pyright: ignore[reportAttributeAccessIssue]
+        greater = self.greater_is_better  # pyright: ignore[reportAttributeAccessIssue]
+        return name.removeprefix("eval_"), not name.endswith("loss") if greater is None else greater
+
+
+@dataclass
+class SparseSoupTrainingArguments(SparseSoupArguments, Seq2SeqTrainingArguments):
+    """
+    `Seq2SeqTrainingArguments` with the options of a sparse model soup; serves models of every kind.
+
+    Trainer's arguments describe the retraining of one candidate (`learning_rate`, `num_train_epochs`, ...), on one process.
+    `metric_for_best_model` and `greater_is_better` also decide the greedy soup. `output_dir` is the run directory: the
+    final model lies in it, everything else in its folder `_run`.
+    """
+
+
+def _parse_vary(text: str) -> dict:
+    try:
+        vary = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'`vary` must be JSON such as {{"seed": [1, 2, 3]}}, got {text!r} ({error}).') from None
+    if not isinstance(vary, dict):
+        raise ValueError(f'`vary` must be a JSON object such as {{"seed": [1, 2, 3]}}, got {text!r}.')
+    return vary

@@ -1,0 +1,113 @@
+"""The plan of a run as pure values: phases, candidates, and what varies between them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from ..sparsity.schedules import phase_sparsities
+
+# The arguments that change what retraining computes. Others (logging, saving, the Hub) do not make a candidate.
+HYPERPARAMETERS = (
+    "seed",
+    "data_seed",
+    "learning_rate",
+    "weight_decay",
+    "num_train_epochs",
+    "max_steps",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "neftune_noise_alpha",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)
+DEFAULT_CANDIDATES = 3
+SEED_STRIDE = 1000
+"""Added to every seed per phase, so that later phases see the data in another order."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One retrained copy of the parent: a function of parent, overrides and seed, wherever it is trained."""
+
+    name: str
+    overrides: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One prune, retrain, soup cycle. `number` counts from 1, `sparsity` is that of its parent, in `[0, 1)`."""
+
+    number: int
+    sparsity: float
+    candidates: tuple[Candidate, ...]
+
+
+def make_plan(
+    target_sparsity: float,
+    num_phases: int,
+    num_candidates: int | None = None,
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    seed: int = 42,
+) -> list[Phase]:
+    """
+    The phases of a run and the candidates of each.
+
+    With several keys in `vary` the candidates are all combinations of the values, the last key changing fastest.
+    Without a `"seed"` among them all candidates of a phase share one seed; without `vary` the seed is what varies
+    (`seed`, `seed + 1`, ...), the best knob in the paper. Every phase adds `SEED_STRIDE` to the seeds.
+
+    Args:
+        target_sparsity (`float`): Goal, in `[0, 1)`.
+        num_phases (`int`): Cycles, at least 1.
+        num_candidates (`int`, *optional*): Candidates per phase, at least 1. Default: what `vary` gives, else 3.
+        vary (`Mapping[str, Sequence]`, *optional*): Hyperparameter -> its values.
+        seed (`int`, *optional*, defaults to 42): Base seed.
+
+    Raises:
+        ValueError: For unknown hyperparameters, empty values, or a number of candidates that does not match.
+    """
+    if num_candidates is not None and num_candidates < 1:
+        raise ValueError(
+            f"num_candidates must be at least 1, got {num_candidates}. One candidate is plain iterative magnitude pruning, "
+            "three are a small soup."
+        )
+    vary = check_vary(vary) or {"seed": [seed + i for i in range(num_candidates or DEFAULT_CANDIDATES)]}
+    combinations = [dict(zip(vary, values, strict=True)) for values in product(*vary.values())]
+    if num_candidates not in (None, len(combinations)):
+        raise ValueError(
+            f"num_candidates={num_candidates} must match the values in `vary`, which give {len(combinations)} combinations "
+            f"({' x '.join(f'{len(values)} {key}' for key, values in vary.items())}). Leave num_candidates out, or change "
+            "the values."
+        )
+    return [
+        Phase(number, sparsity, tuple(_candidates(combinations, seed, SEED_STRIDE * (number - 1))))
+        for number, sparsity in enumerate(phase_sparsities(target_sparsity, num_phases), start=1)
+    ]
+
+
+def _candidates(combinations: list[dict[str, Any]], seed: int, offset: int):
+    for i, overrides in enumerate(combinations, start=1):
+        yield Candidate(f"candidate-{i}", {**overrides, "seed": overrides.get("seed", seed) + offset})
+
+
+def check_vary(vary: Mapping[str, Sequence[Any]] | None) -> dict[str, list[Any]]:
+    """`vary` as a dict of lists, or `ValueError`."""
+    for key, values in (vary or {}).items():
+        if key not in HYPERPARAMETERS:
+            raise ValueError(
+                f"`vary` must name hyperparameters of retraining, got {key!r}. Known: {', '.join(HYPERPARAMETERS)}."
+            )
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise ValueError(
+                f'`vary` must map {key!r} to a list of values, got {values!r}. Example: {{"seed": [1, 2, 3]}}.'
+            )
+    return {key: list(values) for key, values in (vary or {}).items()}

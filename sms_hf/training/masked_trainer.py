@@ -1,0 +1,95 @@
+"""Ordinary training under a mask, with repairs for the places where Trainer would break a comparison of candidates."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..soup.checkpoint import MASKS
+from ..sparsity.masks import Masks
+from .evaluation import WeightedMean, count_targets
+from .masking import MaskEnforcer
+from .weights import ignores_num_items_in_batch, no_progress_bars, state_dict_names
+
+
+class MaskedTrainerMixin:
+    """
+    Holds the zeros of a pruned model while a `Trainer` trains it.
+
+    Set `trainer.masks` before `train()`: gradients are masked before clipping, weights after every optimizer step, and
+    each save checks that pruned weights are exactly zero and writes the masks beside the weights. Also repaired, with or
+    without masks: losses that ignore `num_items_in_batch`, the evaluation loss (token-weighted), checkpoints that cannot
+    be read back because their names were converted.
+    """
+
+    # Whether saves keep the names of the state dict, so that Trainer can read its checkpoints back.
+    _keep_names = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if ignores_num_items_in_batch(self.model):
+            self.model_accepts_loss_kwargs = False
+        self._enforcer: MaskEnforcer | None = None
+        self._eval_loss = WeightedMean()
+
+    @property
+    def masks(self) -> Masks | None:
+        """Masks of the model that the trainer holds, or `None` for a dense model."""
+        return self._enforcer.masks if self._enforcer is not None else None
+
+    @masks.setter
+    def masks(self, masks: Masks | None) -> None:
+        self._enforcer = None if masks is None else MaskEnforcer(masks)
+
+    def _save_named(self, folder: Path) -> None:
+        """Save a model folder with the names of the state dict."""
+        self._keep_names = True
+        with no_progress_bars():
+            self._save(str(folder))
+
+    # ---- Trainer's hooks ---------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model=None):
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh:  # On the raw optimizer: the one that Accelerate wraps around it has no hooks.
+            optimizer.register_step_post_hook(lambda *_: self._mask_weights_())
+        return optimizer
+
+    def _mask_weights_(self) -> None:
+        if self._enforcer is not None:
+            self._enforcer.mask_weights_(self.model)
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        # Trainer clips right after this; no callback comes in between.
+        if self._enforcer is not None and self.accelerator.sync_gradients:
+            self._enforcer.mask_gradients_(self.model)
+        return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.masks is not None:
+            self.masks.check(self.model)
+        with state_dict_names(self.model) if self._keep_names else nullcontext():
+            super()._save(output_dir, state_dict)
+        if self.masks is not None:
+            self.masks.save(Path(output_dir or self.args.output_dir) / MASKS)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **kwargs):
+        label = next((inputs[name] for name in self.label_names if inputs.get(name) is not None), None)
+        targets = 0 if label is None else count_targets(label, self._loss_shifts_labels)
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
+        if loss is not None:
+            self._eval_loss.add(float(loss), targets)
+        return loss, logits, labels
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        self._eval_loss = WeightedMean()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        key = f"{metric_key_prefix}_loss"
+        if key in output.metrics and self._eval_loss.value is not None:
+            output.metrics[key] = self._eval_loss.value
+        return output
