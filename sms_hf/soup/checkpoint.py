@@ -122,7 +122,7 @@ def write_streamed(
     with open(partial, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for piece in pieces:
-            file.write(memoryview(piece.contiguous().reshape(-1).view(torch.uint8).numpy()))
+            file.write(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
         written = file.tell() - 8 - len(text)

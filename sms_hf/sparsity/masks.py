@@ -111,10 +111,11 @@ class Masks(Mapping[str, Tensor]):
 
     def save(self, path: str | Path) -> None:
         """Write the masks as safetensors, one bit a weight (little-endian bit order, rows flattened)."""
-        shapes = json.dumps({name: list(mask.shape) for name, mask in self.items()})
-        metadata = {"format": FORMAT, "shapes": shapes, "fingerprint": self.fingerprint()}
+        shapes = {name: list(mask.shape) for name, mask in self.items()}
+        # One entry: safetensors writes several in random order, and equal masks should be equal files.
+        header = json.dumps({"shapes": shapes, "fingerprint": self.fingerprint()})
         partial = Path(f"{path}.partial")
-        save_file({name: _pack(mask) for name, mask in self.items()}, partial, metadata=metadata)
+        save_file({name: _pack(mask) for name, mask in self.items()}, partial, metadata={FORMAT: header})
         partial.replace(path)
 
     @classmethod
@@ -128,15 +129,14 @@ class Masks(Mapping[str, Tensor]):
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise MaskError(
-                        f"{path} must be a file of masks ({FORMAT}), got format {metadata.get('format')!r}."
-                    )
-                shapes = json.loads(metadata["shapes"])
-                masks = cls({name: _unpack(file.get_tensor(name), shape) for name, shape in shapes.items()})
+                if FORMAT not in metadata:
+                    raise MaskError(f"{path} must be a file of masks ({FORMAT}), got metadata {sorted(metadata)}.")
+                header = json.loads(metadata[FORMAT])
+                shapes = header["shapes"].items()
+                masks = cls({name: _unpack(file.get_tensor(name), shape) for name, shape in shapes})
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise MaskError(f"{path} is damaged: {error}. Write the masks again, or fetch the file anew.") from error
-        if masks.fingerprint() != metadata.get("fingerprint"):
+        if masks.fingerprint() != header["fingerprint"]:
             raise MaskError(f"{path} is damaged: its masks do not match their checksum. Fetch the file anew.")
         return masks
 

@@ -72,11 +72,8 @@ def prune(
             "others. Use the same target_modules and exclude_modules in every phase."
         )
     alive = within if within is not None else {n: w.detach() != 0 for n, w in weights.items() if not w.all()}
-    masks = Masks(
-        select(
-            weights, alive, sparsity, scope=scope, criterion=criterion, seed=seed, limit=max_sparsity_per_layer or 1.0
-        )
-    )
+    limit = 1.0 if max_sparsity_per_layer is None else max_sparsity_per_layer
+    masks = Masks(select(weights, alive, sparsity, scope=scope, criterion=criterion, seed=seed, limit=limit))
     masks.apply_(model)
     return masks
 
@@ -101,6 +98,12 @@ def select(
         sparsity, scope, criterion, seed: As in [`prune`].
         limit (`float`, *optional*, defaults to 1.0): Highest sparsity of any tensor, in `(0, 1]`.
     """
+    check_options(scope, criterion, limit)
+    return SCOPES[scope](weights, alive, sparsity, limit, CRITERIA[criterion](seed))
+
+
+def check_options(scope: str, criterion: str, limit: float) -> None:
+    """Raise `ValueError` for a scope or criterion that is not in its table, or a limit outside `(0, 1]`."""
     if criterion not in CRITERIA:
         raise ValueError(f"pruning_criterion must be one of {sorted(CRITERIA)}, got {criterion!r}.")
     if scope not in SCOPES:
@@ -109,7 +112,6 @@ def select(
         raise ValueError(
             f"max_sparsity_per_layer must lie in (0, 1], got {limit}. Pass 0.98 to keep 2 % of every layer."
         )
-    return SCOPES[scope](weights, alive, sparsity, limit, CRITERIA[criterion](seed))
 
 
 def _select_global(weights, alive, sparsity, limit, score) -> dict[str, Tensor]:

@@ -2,17 +2,20 @@
 
 import json
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
-from transformers import Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from ..soup.recipes import SOUP_METHODS
-from ..sparsity.pruning import CRITERIA, SCOPES
+from ..sparsity.pruning import CRITERIA, SCOPES, check_options
 from .candidates import Phase, make_plan
 from .fanout import Processes, join_processes
 
+_TrainingArguments = TrainingArguments if TYPE_CHECKING else object
+
 
 @dataclass
-class SparseSoupArguments:
+class SparseSoupArguments(_TrainingArguments):
     """
     The options of a sparse model soup, to be mixed into any `TrainingArguments`:
     `class SoupSFTConfig(SparseSoupArguments, SFTConfig)`. Help of each option: its field.
@@ -62,8 +65,8 @@ class SparseSoupArguments:
     target_modules: list[str] | str | None = field(
         default=None,
         metadata={
-            "help": "Prune only these modules: names or their last parts, or one regular expression for the whole name. "
-            "Default: the linear layers inside the model's body."
+            "help": "Prune only these modules: a list of names or their last parts, or (the form for the command line) one "
+            "regular expression for the whole name. Default: the linear layers inside the model's body."
         },
     )
     exclude_modules: list[str] | str | None = field(
@@ -84,7 +87,9 @@ class SparseSoupArguments:
             self.vary = _parse_vary(self.vary)
         if self.soup_method not in SOUP_METHODS:
             raise ValueError(f"soup_method must be one of {sorted(SOUP_METHODS)}, got {self.soup_method!r}.")
-        if getattr(self, "deepspeed", None) or getattr(self, "fsdp", None):
+        limit = 1.0 if self.max_sparsity_per_layer is None else self.max_sparsity_per_layer
+        check_options(self.pruning_scope, self.pruning_criterion, limit)
+        if self.deepspeed or self.fsdp:
             raise ValueError(
                 "Expected no `deepspeed` and no `fsdp`: DeepSpeed keeps its own fp32 copy of the weights and steps inside "
                 "backward(), FSDP replaces the parameters, so masks would not hold. Every process trains whole candidates: "
@@ -93,7 +98,9 @@ class SparseSoupArguments:
         if not processes.is_main:
             self.disable_tqdm = True
             self.push_to_hub = False
-        super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue]
+        super().__post_init__()
+        if self.n_gpu > 1:  # One candidate, one device: a launch gives every process its own. No nn.DataParallel.
+            self._n_gpu = 1
         self.make_plan()
 
     @property
@@ -103,13 +110,14 @@ class SparseSoupArguments:
 
     def make_plan(self) -> list[Phase]:
         """The phases and candidates that these arguments ask for; `ValueError` where they make no sense."""
-        return make_plan(self.target_sparsity, self.num_phases, self.num_candidates, self.vary, self.seed)  # pyright: ignore
+        vary = cast("dict | None", self.vary)  # Parsed when the arguments were made.
+        return make_plan(self.target_sparsity, self.num_phases, self.num_candidates, vary, self.seed)
 
     @property
     def selection_metric(self) -> tuple[str, bool]:
         """Metric that decides between candidates and whether greater is better; the evaluation loss by default."""
-        name = self.metric_for_best_model or "loss"  # pyright: ignore[reportAttributeAccessIssue]
-        greater = self.greater_is_better  # pyright: ignore[reportAttributeAccessIssue]
+        name = self.metric_for_best_model or "loss"
+        greater = self.greater_is_better
         return name.removeprefix("eval_"), not name.endswith("loss") if greater is None else greater
 
 

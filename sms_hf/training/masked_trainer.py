@@ -2,27 +2,33 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..soup.checkpoint import MASKS
 from ..sparsity.masks import Masks
 from .evaluation import WeightedMean, count_targets
 from .masking import MaskEnforcer
-from .weights import ignores_num_items_in_batch, no_progress_bars, state_dict_names
+from .weights import ignores_num_items_in_batch, no_progress_bars, shifts_labels, state_dict_names
+
+# To a type checker the mixin is a Trainer; at run time it stands before whichever Trainer the user's class names.
+_Trainer = Trainer if TYPE_CHECKING else object
 
 
-class MaskedTrainerMixin:
+class MaskedTrainerMixin(_Trainer):
     """
     Holds the zeros of a pruned model while a `Trainer` trains it.
 
     Set `trainer.masks` before `train()`: gradients are masked before clipping, weights after every optimizer step, and
     each save checks that pruned weights are exactly zero and writes the masks beside the weights. Also repaired, with or
-    without masks: losses that ignore `num_items_in_batch`, the evaluation loss (token-weighted), checkpoints that cannot
-    be read back because their names were converted.
+    without masks: losses that ignore `num_items_in_batch` (T5 and its kin) or count a target too many (GPT-2), the
+    evaluation loss (token-weighted), checkpoints that cannot be read back because their names were converted (ViT).
     """
 
+    model: torch.nn.Module
     # Whether saves keep the names of the state dict, so that Trainer can read its checkpoints back.
     _keep_names = False
 
@@ -30,6 +36,7 @@ class MaskedTrainerMixin:
         super().__init__(*args, **kwargs)
         if ignores_num_items_in_batch(self.model):
             self.model_accepts_loss_kwargs = False
+        self._loss_shifts_labels = shifts_labels(self.model)
         self._enforcer: MaskEnforcer | None = None
         self._eval_loss = WeightedMean()
 
@@ -74,7 +81,7 @@ class MaskedTrainerMixin:
         with state_dict_names(self.model) if self._keep_names else nullcontext():
             super()._save(output_dir, state_dict)
         if self.masks is not None:
-            self.masks.save(Path(output_dir or self.args.output_dir) / MASKS)
+            self.masks.save(Path(output_dir or str(self.args.output_dir)) / MASKS)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **kwargs):
         label = next((inputs[name] for name in self.label_names if inputs.get(name) is not None), None)
@@ -89,7 +96,7 @@ class MaskedTrainerMixin:
     ) -> EvalLoopOutput:
         self._eval_loss = WeightedMean()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        key = f"{metric_key_prefix}_loss"
-        if key in output.metrics and self._eval_loss.value is not None:
-            output.metrics[key] = self._eval_loss.value
+        key, metrics = f"{metric_key_prefix}_loss", output.metrics or {}
+        if key in metrics and self._eval_loss.value is not None:
+            metrics[key] = self._eval_loss.value
         return output

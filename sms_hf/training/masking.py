@@ -22,7 +22,7 @@ class MaskEnforcer:
 
     def __init__(self, masks: Masks):
         self.masks = masks
-        self._parameters: list[nn.Parameter] = []
+        self._parameters: list[Tensor] = []
         self._factors: list[Tensor] = []
 
     @torch.no_grad()
@@ -39,8 +39,8 @@ class MaskEnforcer:
         parameters, factors = self._resolve(model)
         torch._foreach_mul_(parameters, factors)
 
-    def _resolve(self, model: nn.Module) -> tuple[list[nn.Parameter], list[Tensor]]:
-        parameters = [model.get_parameter(name) for name in self.masks]
+    def _resolve(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        parameters: list[Tensor] = [model.get_parameter(name) for name in self.masks]
         if any(a is not b for a, b in zip(parameters, self._parameters or [None] * len(parameters), strict=True)):
             # New parameters: clear what they hold (0 * NaN would stay NaN) and bring the masks to their device and dtype.
             self.masks.apply_(model)

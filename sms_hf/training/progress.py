@@ -15,8 +15,8 @@ def dense_line(metrics: Mapping[str, float], metric: str) -> str:
 
 def parent_line(number: int, num_phases: int, parent: Mapping[str, Any]) -> str:
     return (
-        f"phase {number} of {num_phases}: pruned to {parent['sparsity']:.2%} "
-        f"({parent['num_kept']:,} of {parent['num_weights']:,} prunable weights kept)"
+        f"phase {number} of {num_phases}: {parent['sparsity']:.2%} of the prunable weights removed, "
+        f"{parent['num_kept']:,} of {parent['num_weights']:,} kept ({parent['model_sparsity']:.2%} of all weights removed)"
     )
 
 

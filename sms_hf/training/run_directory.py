@@ -96,6 +96,16 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def remove_weights(folder: Path) -> None:
+    """Remove a model folder, but not what loggers wrote into folders of their own (`runs/` of TensorBoard)."""
+    remove_checkpoints(folder)
+    for path in folder.glob("*"):
+        if path.is_file():
+            path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def remove_checkpoints(folder: Path) -> None:
     """Remove the Trainer checkpoints of a finished candidate: they hold two or three times the model's size."""
     for path in folder.glob("checkpoint-*"):

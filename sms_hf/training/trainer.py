@@ -26,8 +26,8 @@ from .evaluation import all_finite
 from .masked_trainer import MaskedTrainerMixin
 from .progress import candidate_line, dense_line, parent_line, soup_line
 from .records import phase_record, run_settings, train_output
-from .run_directory import RunDirectory, read_json, remove_checkpoints, write_json
-from .weights import load_weights_, no_progress_bars
+from .run_directory import RunDirectory, read_json, remove_checkpoints, remove_weights, write_json
+from .weights import forget_accelerate_, load_weights_, no_progress_bars
 
 TIMINGS = ("_runtime", "_per_second", "_preparation_time")
 
@@ -46,6 +46,9 @@ class SparseSoupMixin(MaskedTrainerMixin):
         report (`dict` or `None`): After `train()`, what `report.json` holds.
     """
 
+    args: SparseSoupArguments
+    model: torch.nn.Module
+    _call: tuple[tuple[Any, ...], dict[str, Any]]
     _is_candidate = False
 
     def __new__(cls, *args, **kwargs):
@@ -86,7 +89,9 @@ class SparseSoupMixin(MaskedTrainerMixin):
         scope = f"train-{processes.take(f'train-{processes.rank}')}"
         try:
             self._check_inputs(resume_from_checkpoint, trial)
-            self.report = self._run_phases(RunDirectory(self.args.output_dir), resume_from_checkpoint is True, scope)
+            self.report = self._run_phases(
+                RunDirectory(str(self.args.output_dir)), resume_from_checkpoint is True, scope
+            )
         except BaseException as error:
             processes.fail(error)
             raise
@@ -104,7 +109,7 @@ class SparseSoupMixin(MaskedTrainerMixin):
             `dict[str, float]`: `"dense"`, `"phase-1/candidate-1"` (with `keep_candidates`), `"phase-1/soup"`, ... -> the
             value of `metric_for_best_model`.
         """
-        run, processes = RunDirectory(self.args.output_dir), self.args.processes
+        run, processes = RunDirectory(str(self.args.output_dir)), self.args.processes
         metric = self.args.selection_metric[0]
 
         def score() -> dict[str, float]:
@@ -234,7 +239,7 @@ class SparseSoupMixin(MaskedTrainerMixin):
         shutil.rmtree(run.trial(phase.number), ignore_errors=True)
         if not self.args.keep_candidates:
             for folder in (run.parent(phase.number), *(run.candidate(phase.number, c.name) for c in phase.candidates)):
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_weights(folder)
         self._say(soup_line(record, metric))
         return read_json(run.phase_record(phase.number))
 
@@ -256,8 +261,7 @@ class SparseSoupMixin(MaskedTrainerMixin):
 
     def _release_model_(self) -> None:
         """Make `self.model` plain again and move it off the accelerator: from here on it only serves to be copied."""
-        # After an evaluate() in mixed precision its forward is wrapped, and copies would call the original's weights.
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        forget_accelerate_(self.model)
         self.accelerator.free_memory()
         self.model_wrapped = self.model.to("cpu")
 
@@ -274,9 +278,12 @@ class SparseSoupMixin(MaskedTrainerMixin):
             if parameter.kind is parameter.VAR_KEYWORD:
                 arguments |= arguments.pop(parameter.name, {})
         arguments.pop("model_init", None)
-        callbacks = arguments.pop("callbacks", None)
-        if keep_callbacks and callbacks is not None:  # Callbacks keep state; no candidate may see another's.
-            arguments["callbacks"] = copy.deepcopy(callbacks)
+        if not keep_callbacks:
+            arguments.pop("callbacks", None)
+        # Callbacks and collators keep state (patience, random generators): no candidate may see another's.
+        shared = {id(self.model): self.model, id(self.processing_class): self.processing_class}
+        for name in {"callbacks", "data_collator"}.intersection(arguments):
+            arguments[name] = copy.deepcopy(arguments[name], dict(shared))
         return type(self)(**arguments | {"model": model, "args": args})
 
     def _candidate_args(self, phase: Phase, candidate: Candidate, folder: Path) -> SparseSoupArguments:

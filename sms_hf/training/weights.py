@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.utils import logging
 
 from ..soup.checkpoint import Checkpoint, CheckpointError
@@ -55,11 +56,27 @@ def state_dict_names(model: nn.Module) -> Iterator[None]:
     if not isinstance(model, PreTrainedModel):
         yield
         return
-    model.save_pretrained = partial(type(model).save_pretrained, model, save_original_format=False)
+    # On the instance, where it hides the method of the class.
+    vars(model)["save_pretrained"] = partial(type(model).save_pretrained, model, save_original_format=False)
     try:
         yield
     finally:
-        del model.save_pretrained
+        del vars(model)["save_pretrained"]
+
+
+def forget_accelerate_(model: nn.Module) -> None:
+    """
+    Undo what an `evaluate()` did to a model, so that copies of it can be prepared for training.
+
+    Accelerate marks a model as prepared and, in mixed precision, wraps its `forward`; copies would carry both, and train
+    without autocast. (`Accelerator.unwrap_model(keep_fp32_wrapper=False)` strips the model's own decorators, too.)
+    """
+    vars(model).pop("_is_accelerate_prepared", None)
+    original = vars(model).pop("_original_forward", None)
+    if original is not None:
+        del vars(model)["forward"]
+        if getattr(original, "__func__", None) is not type(model).forward:
+            vars(model)["forward"] = original
 
 
 @contextmanager
@@ -72,6 +89,17 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def shifts_labels(model: nn.Module) -> bool:
+    """
+    Whether the loss compares position i with label i + 1, so that the first label of a row is no target.
+
+    Trainer decides it by the model's `loss_type`, which GPT-2 and others leave at `None` although their loss shifts.
+    """
+    if not isinstance(model, PreTrainedModel) or model.config.is_encoder_decoder:
+        return False
+    return not ignores_num_items_in_batch(model) and model.loss_function is ForCausalLMLoss
 
 
 def ignores_num_items_in_batch(model: nn.Module) -> bool:

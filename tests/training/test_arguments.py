@@ -1,0 +1,88 @@
+"""The user's options."""
+
+import dataclasses
+
+import pytest
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments
+
+from sms_hf import SparseSoupArguments, SparseSoupTrainingArguments
+
+OPTIONS = [
+    "target_sparsity",
+    "num_phases",
+    "num_candidates",
+    "vary",
+    "soup_method",
+    "pruning_scope",
+    "pruning_criterion",
+    "target_modules",
+    "exclude_modules",
+    "max_sparsity_per_layer",
+    "keep_candidates",
+]
+
+
+def test_options_are_these_and_each_has_help_without_a_bare_percent():
+    fields = dataclasses.fields(SparseSoupArguments)
+    assert [field.name for field in fields] == OPTIONS
+    for field in fields:
+        assert len(field.metadata["help"]) > 20
+        assert "%" not in field.metadata["help"]
+
+
+def test_all_of_trainers_arguments_are_still_there():
+    ours = {field.name for field in dataclasses.fields(SparseSoupTrainingArguments)}
+    assert {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)} <= ours
+
+
+def test_the_command_line_takes_a_mapping_as_json(tmp_path):
+    parser = HfArgumentParser(SparseSoupTrainingArguments)
+    line = [
+        "--output_dir",
+        str(tmp_path),
+        "--vary",
+        '{"seed": [4, 5]}',
+        "--target_sparsity",
+        "0.5",
+        "--num_phases",
+        "1",
+    ]
+    (args,) = parser.parse_args_into_dataclasses([*line, "--use_cpu", "--target_modules", r".*\.(q|v)"])
+    assert args.vary == {"seed": [4, 5]}
+    assert args.target_modules == r".*\.(q|v)"
+    assert [candidate.overrides for candidate in args.make_plan()[0].candidates] == [{"seed": 4}, {"seed": 5}]
+    assert "target_sparsity" in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target_sparsity": 90}, "target_sparsity must lie in [0, 1), got 90"),
+        ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
+        ({"soup_method": "stone"}, "soup_method must be one of ['greedy', 'uniform'], got 'stone'"),
+        ({"pruning_scope": "local"}, "pruning_scope must be one of ['global', 'uniform'], got 'local'"),
+        ({"pruning_criterion": "luck"}, "pruning_criterion must be one of ['magnitude', 'random'], got 'luck'"),
+        ({"max_sparsity_per_layer": 1.5}, "max_sparsity_per_layer must lie in (0, 1], got 1.5"),
+        ({"max_sparsity_per_layer": 0.0}, "max_sparsity_per_layer must lie in (0, 1], got 0.0"),
+        ({"vary": "seed=1"}, "`vary` must be JSON"),
+        ({"vary": "[1]"}, "`vary` must be a JSON object"),
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "Expected no `deepspeed`"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_at_once(make_args, changes, words):
+    with pytest.raises(ValueError, match=r".") as error:
+        make_args(**changes)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "metric"),
+    [
+        ({}, ("loss", False)),
+        ({"metric_for_best_model": "bleu"}, ("bleu", True)),
+        ({"metric_for_best_model": "eval_bleu"}, ("bleu", True)),
+        ({"metric_for_best_model": "error", "greater_is_better": False}, ("error", False)),
+    ],
+)
+def test_selection_metric_is_trainers_own(make_args, changes, metric):
+    assert make_args(**changes).selection_metric == metric

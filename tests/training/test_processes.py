@@ -1,0 +1,84 @@
+"""Candidates on real processes: the same soup, bit for bit, for any number of them."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from conftest import collate, reversal, tiny_t5
+from sms_hf import SparseSoupTrainer, SparseSoupTrainingArguments
+from transformers import TrainerCallback
+
+class Fail(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if "candidate-2" in args.output_dir and "phase-2" in args.output_dir:
+            raise RuntimeError("the cat sat on the keyboard")
+
+args = SparseSoupTrainingArguments(
+    output_dir=sys.argv[1], target_sparsity=0.75, num_phases=2, num_candidates=3, num_train_epochs=1, learning_rate=3e-3,
+    per_device_train_batch_size=4, save_strategy="no",
+    soup_method="uniform", report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
+    use_cpu=True,
+)
+trainer = SparseSoupTrainer(
+    model=tiny_t5(), args=args, train_dataset=reversal(24), eval_dataset=reversal(10, seed=1), data_collator=collate,
+    callbacks=[Fail()] if "fail" in sys.argv else None,
+)
+trainer.train()
+import torch.distributed
+assert not torch.distributed.is_initialized(), "nothing collective is left behind"
+print("HOLDS", args.processes.rank, trainer.evaluate()["eval_loss"], flush=True)
+"""
+
+
+def launch(tmp_path, processes, *options):
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1])))
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script)]
+    if processes > 1:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(processes),
+            str(script),
+        ]
+    folder = tmp_path / f"run-{processes}"
+    result = subprocess.run(
+        [*command, str(folder), *options], env=environment, capture_output=True, text=True, timeout=300
+    )
+    return folder, result
+
+
+def sha(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_one_two_and_three_processes_give_the_same_model(tmp_path):
+    models, held = {}, {}
+    for processes in (1, 2, 3):
+        folder, result = launch(tmp_path, processes)
+        assert result.returncode == 0, result.stderr[-3000:]
+        models[processes] = [sha(path) for path in sorted(folder.rglob("*.safetensors"))]
+        held[processes] = sorted(line.split()[1:] for line in result.stdout.splitlines() if line.startswith("HOLDS"))
+    assert len(models[1]) == 6  # The final model, the soups of two phases, and their masks.
+    assert models[1] == models[2] == models[3]
+    assert [rank for rank, _ in held[3]] == ["0", "1", "2"]
+    assert len({loss for rows in held.values() for _, loss in rows}) == 1, "every process holds the soup"
+
+
+@pytest.mark.parametrize("processes", [2])
+def test_a_process_that_fails_ends_the_run_with_its_reason(tmp_path, processes):
+    folder, result = launch(tmp_path, processes, "fail")
+    assert result.returncode != 0
+    assert "the cat sat on the keyboard" in result.stderr
+    assert not (folder / "model.safetensors").exists()
