@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from sms_hf import SparseSoupTrainer, SparseSoupTrainingArguments, bleu_metrics, format_report, sacrebleu_signature
-# from sms_hf.demo import demo_corpus, demo_tokenizer, demo_translator
+from sms_hf.demo import demo_corpus, demo_tokenizer, demo_translator
 
 HERE = Path(__file__).parent
 # Tokenizers that mark the language, and how they spell the token for it.
@@ -219,19 +219,15 @@ def from_hub(what: str, load):
 
 def tokenize(corpus: datasets.DatasetDict, tokenizer, prefix: str, recipe: RecipeArguments) -> datasets.DatasetDict:
     def encode(batch):
-        pairs = batch["translation"]
-        return tokenizer(
-            [prefix + pair[recipe.source_lang] for pair in pairs],
-            text_target=[pair[recipe.target_lang] for pair in pairs],
-            max_length=recipe.max_source_length,
-            truncation=True,
-        )
+        sources = [prefix + pair[recipe.source_lang] for pair in batch["translation"]]
+        targets = [pair[recipe.target_lang] for pair in batch["translation"]]
+        rows = tokenizer(sources, max_length=recipe.max_source_length, truncation=True)
+        labels = tokenizer(text_target=targets, max_length=recipe.max_target_length, truncation=True)["input_ids"]
+        # `length` is what train_sampling_strategy="group_by_length" groups by.
+        length = [len(source) + len(target) for source, target in zip(rows["input_ids"], labels, strict=True)]
+        return {**rows, "labels": labels, "length": length}
 
-    def cut(batch):
-        return {"labels": [labels[: recipe.max_target_length] for labels in batch["labels"]]}
-
-    encoded = corpus.map(encode, batched=True, remove_columns=["translation"], desc="tokenise")
-    return encoded.map(cut, batched=True, desc="cut targets")
+    return corpus.map(encode, batched=True, remove_columns=["translation"], desc="tokenise")
 
 
 # ---- Model -------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,9 @@ CHUNK = 1 << 20
 SPARSE = 0.01
 """A tensor with more exact zeros than this fraction counts as pruned where folders carry no masks."""
 
+CHANCE = 1e-4
+"""Weights that are kept may be exactly zero by chance; in a larger fraction of a tensor that is another mask."""
+
 
 def average_checkpoints(
     folders: Sequence[str | Path], output: str | Path, weights: Sequence[float] | None = None
@@ -25,7 +28,7 @@ def average_checkpoints(
     Average model folders that share one mask into a new model folder.
 
     Every floating tensor is averaged (weights, biases, norms, running statistics), `theta = sum_i weights_i theta_i`,
-    summed in float64 and rounded once to the dtype of the files; integer tensors are copied from the first folder.
+    summed in float64 and rounded at the end to the dtype of the files; integer tensors are copied from the first folder.
     The average of equal folders is that folder, bit for bit. Tokenizer, config and masks come from the first folder.
 
     Args:
@@ -42,7 +45,7 @@ def average_checkpoints(
     """
     folders, output = [Path(folder) for folder in folders], Path(output)
     shares = _shares(len(folders), weights)
-    if output in folders:
+    if output.resolve() in [folder.resolve() for folder in folders]:
         raise ValueError(f"output must be a folder of its own, got {output}, which is one of the folders to average.")
     with ExitStack() as stack:
         checkpoints = [stack.enter_context(Checkpoint(folder)) for folder in folders]
@@ -52,10 +55,12 @@ def average_checkpoints(
         first = checkpoints[0]
         write_streamed(output / WEIGHTS, first.shapes, first.dtypes, _averaged(checkpoints, shares, masks))
     for path in folders[0].iterdir():
-        if path.is_file() and path.suffix in (".json", ".model", ".txt", ".jinja") and "index" not in path.name:
+        if path.is_file() and path.suffix in (".json", ".model", ".spm", ".txt", ".jinja") and "index" not in path.name:
             shutil.copyfile(path, output / path.name)
     if masks is not None:
         masks.save(output / MASKS)
+    else:
+        (output / MASKS).unlink(missing_ok=True)
     return output
 
 
@@ -123,13 +128,14 @@ def _averaged(checkpoints: Sequence[Checkpoint], shares: Sequence[float], masks:
             parts = [checkpoint.rows(name, start, start + step) for checkpoint in checkpoints]
             if masks is not None and name in masks:
                 for part in parts:
-                    check_zeros(name, part, masks[name][start : start + step])
+                    check_zeros(name, part, masks[name][start : start + step], start)
             elif dtype.is_floating_point and len(shape) > 1:
                 patterns = [part == 0 for part in parts]
                 zeros = [count + int(pattern.sum()) for count, pattern in zip(zeros, patterns, strict=True)]
                 mismatched += sum(int((pattern != patterns[0]).sum()) for pattern in patterns[1:])
             yield _mean(parts, shares, dtype)
-        if mismatched and max(zeros) > SPARSE * torch.Size(shape).numel():
+        count = torch.Size(shape).numel()
+        if mismatched > CHANCE * count and max(zeros) > SPARSE * count:
             raise MaskError(
                 f"{name!r} is sparse, but its zeros differ between the folders at {mismatched} places. Their average would "
                 f"be denser than each of them: average candidates of one phase, or put their {MASKS} beside the weights."
@@ -139,7 +145,7 @@ def _averaged(checkpoints: Sequence[Checkpoint], shares: Sequence[float], masks:
 def _mean(parts: Sequence[Tensor], shares: Sequence[float], dtype: torch.dtype) -> Tensor:
     if not dtype.is_floating_point:
         return parts[0]
-    total = torch.zeros(parts[0].shape, dtype=torch.float64)
-    for part, share in zip(parts, shares, strict=True):
+    total = parts[0].double() * shares[0]
+    for part, share in zip(parts[1:], shares[1:], strict=True):
         total.add_(part, alpha=share)
     return total.div_(sum(shares)).to(dtype)

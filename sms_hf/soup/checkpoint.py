@@ -119,13 +119,17 @@ def write_streamed(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for piece in pieces:
-            file.write(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
-        written = file.tell() - 8 - len(text)
-    if written != end:
-        raise CheckpointError(f"{path} should hold {end} bytes of weights, {written} were written.")
+    try:
+        with open(partial, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for piece in pieces:
+                file.write(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+            written = file.tell() - 8 - len(text)
+        if written != end:
+            raise CheckpointError(f"{path} should hold {end} bytes of weights, {written} were written.")
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     partial.replace(path)

@@ -1,5 +1,6 @@
 """Which candidates go into a soup."""
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ def greedy_ingredients(
     if not scores:
         raise ValueError("A greedy soup needs at least one scored candidate, got none.")
     sign = 1.0 if greater_is_better else -1.0
-    order = sorted(scores, key=lambda name: -sign * scores[name])
+    order = sorted(scores, key=lambda name: (math.isnan(scores[name]), -sign * scores[name]))
     chosen, best = [order[0]], scores[order[0]]
     trials = [GreedyTrial(list(chosen), best, True)]
     for name in order[1:]:

@@ -33,6 +33,7 @@ class Masks(Mapping[str, Tensor]):
             if mask.dtype != torch.bool:
                 raise MaskError(f"Mask of {name!r} must be a bool tensor, got {mask.dtype}. True means kept.")
         self._masks = {name: mask.detach().cpu() for name, mask in masks.items()}
+        self._fingerprint: str | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
@@ -62,15 +63,17 @@ class Masks(Mapping[str, Tensor]):
 
     def sparsity_per_tensor(self) -> dict[str, float]:
         """Parameter name -> fraction removed, in `[0, 1]`."""
-        return {name: 1.0 - int(mask.sum()) / mask.numel() for name, mask in self.items()}
+        return {n: 1.0 - int(mask.sum()) / mask.numel() if mask.numel() else 0.0 for n, mask in self.items()}
 
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes and bits: equal exactly where the masks are equal."""
-        digest = hashlib.sha256()
-        for name in sorted(self):
-            digest.update(json.dumps([name, list(self[name].shape)]).encode())
-            digest.update(_pack(self[name]).numpy().tobytes())
-        return digest.hexdigest()
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for name in sorted(self):
+                digest.update(json.dumps([name, list(self[name].shape)]).encode())
+                digest.update(_pack(self[name]).numpy().tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
     def is_within(self, other: "Masks") -> bool:
         """Whether every weight kept here is kept by `other`, too: a later phase only ever shrinks the mask."""
@@ -134,18 +137,24 @@ class Masks(Mapping[str, Tensor]):
                 header = json.loads(metadata[FORMAT])
                 shapes = header["shapes"].items()
                 masks = cls({name: _unpack(file.get_tensor(name), shape) for name, shape in shapes})
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+                fingerprint = header["fingerprint"]
+        except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise MaskError(f"{path} is damaged: {error}. Write the masks again, or fetch the file anew.") from error
-        if masks.fingerprint() != header["fingerprint"]:
+        if masks.fingerprint() != fingerprint:
             raise MaskError(f"{path} is damaged: its masks do not match their checksum. Fetch the file anew.")
         return masks
 
 
-def check_zeros(name: str, weight: Tensor, mask: Tensor) -> None:
-    """Raise [`MaskError`] unless `weight` is exactly zero wherever `mask` is `False`. Both: any one shape."""
-    revived = ((weight != 0) & ~mask.to(weight.device)).nonzero()
-    if len(revived):
-        first = [tuple(index) for index in revived[:3].tolist()]
+def check_zeros(name: str, weight: Tensor, mask: Tensor, first_row: int = 0) -> None:
+    """
+    Raise [`MaskError`] unless `weight` is exactly zero wherever `mask` is `False`.
+
+    Both of one shape: the whole tensor, or its rows from `first_row` on.
+    """
+    mask = mask.to(weight.device)
+    if (weight.bool() > mask).any():
+        revived = (weight.bool() > mask).nonzero()
+        first = [(row + first_row, *rest) for row, *rest in revived[:3].tolist()]
         raise MaskError(
             f"Pruned weights of {name!r} must be exactly 0.0, but {len(revived)} are not, first at {first}. "
             "Something changed the weights after the mask was applied: call Masks.apply_(model)."

@@ -17,7 +17,8 @@ def random_scores(seed: int) -> Score:
 
     def score(name: str, start: int, piece: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}/{start}".encode()))
-        return torch.rand(piece.numel(), generator=generator).to(piece.device)
+        scores = torch.rand(piece.numel(), generator=generator).to(piece.device)
+        return scores.where(piece.isfinite(), torch.inf)  # Refused by the selection, as under any other criterion.
 
     return score
 
@@ -71,6 +72,12 @@ def prune(
             f"`within` must hold the masks of the {len(weights)} prunable tensors in the model's order, got {len(within)} "
             "others. Use the same target_modules and exclude_modules in every phase."
         )
+    for name, mask in (within or {}).items():
+        if mask.shape != weights[name].shape:
+            raise ValueError(
+                f"`within` must hold masks of the weights' shapes, but for {name!r} the weight has shape "
+                f"{tuple(weights[name].shape)} and the mask {tuple(mask.shape)}."
+            )
     alive = within if within is not None else {n: w.detach() != 0 for n, w in weights.items() if not w.all()}
     limit = 1.0 if max_sparsity_per_layer is None else max_sparsity_per_layer
     masks = Masks(select(weights, alive, sparsity, scope=scope, criterion=criterion, seed=seed, limit=limit))
@@ -119,7 +126,7 @@ def _select_global(weights, alive, sparsity, limit, score) -> dict[str, Tensor]:
     total = sum(w.numel() for w in weights.values())
     zeros = {name: _num_zeros(alive, name) for name in weights}
     to_remove = _to_remove("The model", round(sparsity * total), total, sum(zeros.values()))
-    room = {name: max(int(limit * w.numel()) - zeros[name], 0) for name, w in weights.items()}
+    room = {name: max(int(limit * w.numel() + 1e-6) - zeros[name], 0) for name, w in weights.items()}
     if sum(room.values()) < to_remove:
         raise ValueError(
             f"sparsity={sparsity} cannot be reached while no tensor may lose more than max_sparsity_per_layer={limit}. "

@@ -1,13 +1,12 @@
 """The user's classes, and the machinery behind them."""
 
 from .arguments import SparseSoupArguments, SparseSoupTrainingArguments
-from .evaluation import SacreBleu, bleu_metrics, sacrebleu_signature
+from .bleu import bleu_metrics, sacrebleu_signature
 from .masked_trainer import MaskedTrainerMixin
 from .trainer import SparseSoupMixin, SparseSoupTrainer
 
 __all__ = [
     "MaskedTrainerMixin",
-    "SacreBleu",
     "SparseSoupArguments",
     "SparseSoupMixin",
     "SparseSoupTrainer",

@@ -40,7 +40,8 @@ class MaskEnforcer:
         torch._foreach_mul_(parameters, factors)
 
     def _resolve(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        parameters: list[Tensor] = [model.get_parameter(name) for name in self.masks]
+        named = dict(model.named_parameters(remove_duplicate=False))
+        parameters: list[Tensor] = [named[name] for name in self.masks]
         if any(a is not b for a, b in zip(parameters, self._parameters or [None] * len(parameters), strict=True)):
             # New parameters: clear what they hold (0 * NaN would stay NaN) and bring the masks to their device and dtype.
             self.masks.apply_(model)

@@ -267,16 +267,7 @@ class SparseSoupMixin(MaskedTrainerMixin):
 
     def _spawn(self, model: torch.nn.Module, args: SparseSoupArguments, keep_callbacks: bool = False):
         """A trainer of the user's own class, built by the user's own call, for another model and other arguments."""
-        positional, named = self._call
-        bound = inspect.signature(type(self).__init__).bind(self, *positional, **named)
-        arguments = dict(list(bound.arguments.items())[1:])
-        for parameter in bound.signature.parameters.values():
-            if parameter.kind is parameter.VAR_POSITIONAL and arguments.pop(parameter.name, ()):
-                raise ValueError(
-                    f"Pass the arguments of {type(self).__name__} by name: candidates are built from them."
-                )
-            if parameter.kind is parameter.VAR_KEYWORD:
-                arguments |= arguments.pop(parameter.name, {})
+        arguments = self._constructor_arguments()
         arguments.pop("model_init", None)
         if not keep_callbacks:
             arguments.pop("callbacks", None)
@@ -285,6 +276,16 @@ class SparseSoupMixin(MaskedTrainerMixin):
         for name in {"callbacks", "data_collator"}.intersection(arguments):
             arguments[name] = copy.deepcopy(arguments[name], dict(shared))
         return type(self)(**arguments | {"model": model, "args": args})
+
+    def _constructor_arguments(self) -> dict[str, Any]:
+        """What the user built this trainer with, all by name."""
+        positional, named = self._call
+        constructors = [cls.__init__ for cls in type(self).__mro__ if "__init__" in vars(cls)]
+        for constructor in constructors:
+            parameters = list(inspect.signature(constructor).parameters.values())[1:]
+            if all(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters):
+                return dict(zip([parameter.name for parameter in parameters], positional, strict=False)) | named
+        return named
 
     def _candidate_args(self, phase: Phase, candidate: Candidate, folder: Path) -> SparseSoupArguments:
         name = f"phase-{phase.number}-{candidate.name}"

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import EvalPrediction, PreTrainedTokenizerFast
 
 from sms_hf import bleu_metrics, sacrebleu_signature
-from sms_hf.training.evaluation import SacreBleu, WeightedMean, count_targets
+from sms_hf.training.evaluation import WeightedMean, count_targets
+from sms_hf.training.sacrebleu_metric import SacreBleu
 
 WORDS = ["<pad>", "</s>", "the", "small", "dog", "cat", "sees", "a", "big", "house", "today"]
 

@@ -200,6 +200,13 @@ def test_one_optimizer_for_all_candidates_is_refused(make_trainer):
         trainer.train()
 
 
+def test_positional_arguments_as_trainer_takes_them(make_args):
+    data = reversal(8)
+    trainer = SparseSoupTrainer(tiny_t5(), make_args(num_phases=1), collate, data, data)
+    trainer.train()
+    assert len(trainer.report["phases"][0]["candidates"]) == 2
+
+
 def test_other_arguments_are_refused(tmp_path):
     with pytest.raises(ValueError, match="args must be SparseSoupTrainingArguments, got Seq2SeqTrainingArguments"):
         SparseSoupTrainer(model=tiny_t5(), args=Seq2SeqTrainingArguments(output_dir=str(tmp_path), use_cpu=True))

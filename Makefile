@@ -1,0 +1,32 @@
+# Everything works from a fresh checkout: the first target that needs it makes .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+LAUNCH := OMP_NUM_THREADS=1 $(BIN)/accelerate launch --config_file recipes/accelerate/cpu_2.yaml
+
+.PHONY: demo test lint types check benchmarks clean
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: .venv/.installed
+	$(LAUNCH) recipes/wmt16_t5.py --demo --resume
+
+test: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.installed
+	$(BIN)/basedpyright
+
+check: lint types test
+
+benchmarks: .venv/.installed
+	for script in masked_step selection fanout averaging; do $(BIN)/python benchmarks/$$script.py; done
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache

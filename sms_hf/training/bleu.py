@@ -1,0 +1,55 @@
+"""BLEU of generated translations."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import sacrebleu
+from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+
+def sacrebleu_signature() -> str:
+    """How sacreBLEU counts here (references, case, tokenisation, smoothing, version), to be printed beside every score."""
+    bleu = sacrebleu.BLEU()
+    bleu.corpus_score(["a"], [["a"]])  # The number of references is known only after a score.
+    return str(bleu.get_signature())
+
+
+def bleu_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
+    """
+    `compute_metrics` for translation: `bleu`, corpus BLEU in `[0, 100]`, and `gen_len`, mean length of the output in tokens.
+
+    For trainers with `predict_with_generate=True`. Predictions and labels: token ids `(sentences, length)`, padded.
+    """
+    from .sacrebleu_metric import SacreBleu
+
+    metric = SacreBleu()
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        tokens = _generated(prediction.predictions)
+        hypotheses, references = decode(tokenizer, tokens), decode(tokenizer, prediction.label_ids)
+        result = metric.compute(predictions=hypotheses, references=references)
+        assert result is not None  # Only processes other than 0 of a distributed metric get None.
+        return {"bleu": result["score"], "gen_len": float(np.mean(np.sum(_valid(tokenizer, tokens), axis=1)))}
+
+    return compute
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: Any) -> list[str]:
+    """Texts of padded token ids `(sentences, length)`; -100 counts as padding."""
+    tokens = np.where(np.asarray(tokens) < 0, tokenizer.pad_token_id, tokens)
+    return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def _generated(predictions: Any) -> np.ndarray:
+    tokens = predictions[0] if isinstance(predictions, tuple) else predictions
+    if np.ndim(tokens) != 2 or not np.issubdtype(np.asarray(tokens).dtype, np.integer):
+        raise ValueError(
+            f"BLEU needs generated token ids (sentences, length), got an array of shape {np.shape(tokens)}. "
+            "Set predict_with_generate=True."
+        )
+    return np.asarray(tokens)
+
+
+def _valid(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> np.ndarray:
+    return (tokens >= 0) & (tokens != tokenizer.pad_token_id)
