@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from sms_hf import SparseSoupTrainer, SparseSoupTrainingArguments, bleu_metrics, format_report, sacrebleu_signature
-from sms_hf.demo import demo_corpus, demo_tokenizer, demo_translator
+from sms_hf.demo import demo_corpus, demo_optimizer, demo_tokenizer, demo_translator
 
 HERE = Path(__file__).parent
 # Tokenizers that mark the language, and how they spell the token for it.
@@ -88,10 +88,7 @@ class RecipeArguments:
     )
     max_test_samples: int | None = field(default=None, metadata={"help": "Use only the first so many test pairs."})
     resume: bool = field(default=False, metadata={"help": "Go on with the run in output_dir."})
-    dense_epochs: float = field(default=8.0, metadata={"help": "With --demo: epochs of training for the dense model."})
-    dense_learning_rate: float = field(
-        default=2e-3, metadata={"help": "With --demo: peak learning rate of the dense model."}
-    )
+    dense_epochs: float = field(default=3.0, metadata={"help": "With --demo: epochs of training for the dense model."})
 
 
 class RecipeError(SystemExit):
@@ -256,9 +253,21 @@ def set_languages(model: PreTrainedModel, tokenizer, recipe: RecipeArguments) ->
             f"The tokenizer does not know the language {tokenizer.tgt_lang!r}. Set --source_code and --target_code to names it "
             "knows, such as en_XX and de_DE or eng_Latn and deu_Latn."
         )
+    assert model.generation_config is not None
     model.generation_config.forced_bos_token_id = token
     if model.config.decoder_start_token_id is None:
         model.config.decoder_start_token_id = token
+
+
+def limit_generation(model: PreTrainedModel) -> None:
+    """
+    State the length limit as `max_length` alone.
+
+    Seq2SeqTrainer sets `max_length` beside a `max_new_tokens` that it finds, and `generate` then warns at every batch.
+    """
+    generation = model.generation_config
+    if generation is not None and generation.max_new_tokens is not None:
+        generation.max_length, generation.max_new_tokens = generation.max_new_tokens + 1, None
 
 
 def source_prefix(model: PreTrainedModel, recipe: RecipeArguments) -> str:
@@ -277,7 +286,6 @@ def train_demo_model(folder: Path, corpus: datasets.DatasetDict, recipe: RecipeA
     dense_args = Seq2SeqTrainingArguments(
         output_dir=str(folder),
         num_train_epochs=recipe.dense_epochs,
-        learning_rate=recipe.dense_learning_rate,
         per_device_train_batch_size=args.per_device_train_batch_size,
         lr_scheduler_type=args.lr_scheduler_type,
         warmup_steps=args.warmup_steps,
@@ -296,6 +304,7 @@ def train_demo_model(folder: Path, corpus: datasets.DatasetDict, recipe: RecipeA
         train_dataset=tokenize(corpus, tokenizer, "", recipe)["train"],
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         processing_class=tokenizer,
+        optimizers=(demo_optimizer(model), None),
     )
     trainer.train()
     trainer.save_model()
@@ -311,12 +320,13 @@ def main(argv: list[str]) -> None:
         datasets.disable_progress_bars()
     corpus = load_corpus(recipe)
     if recipe.demo:
-        folder = Path(args.output_dir) / "dense"
+        folder = Path(str(args.output_dir)) / "dense"
         args.processes.on_main("demo", lambda: train_demo_model(folder, corpus, recipe, args))
         recipe.model_name_or_path = str(folder)
     model = load_model(recipe)
     tokenizer = from_hub(recipe.model_name_or_path, lambda: AutoTokenizer.from_pretrained(recipe.model_name_or_path))
     set_languages(model, tokenizer, recipe)
+    limit_generation(model)
     data = tokenize(corpus, tokenizer, source_prefix(model, recipe), recipe)
     trainer = SparseSoupTrainer(
         model=model,

@@ -1,0 +1,184 @@
+"""The translation recipe: data in every form it promises, settings from YAML and command line, clear errors, the demo."""
+
+import dataclasses
+import gzip
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import yaml
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "wmt16_t5.py"
+CORPUS = ROOT.parent / "shared" / "data" / "multi30k"
+MODEL = ROOT.parent / "shared" / "models" / "t5-tiny-multi30k-en-de"
+
+spec = importlib.util.spec_from_file_location("wmt16_t5", RECIPE)
+recipe = importlib.util.module_from_spec(spec)
+sys.modules["wmt16_t5"] = recipe  # dataclasses look their module up.
+spec.loader.exec_module(recipe)
+
+PAIRS = [{"en": f"number {i}", "de": f"Nummer {i}"} for i in range(6)]
+
+
+def settings(**changes):
+    return dataclasses.replace(recipe.RecipeArguments(), **changes)
+
+
+def write(path, text):
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", encoding="utf-8") as file:
+        file.write(text)
+
+
+def run(*arguments, **environment):
+    command = [sys.executable, str(RECIPE), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, env=os.environ | environment)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_yaml_holds_settings_of_the_recipe(path, tmp_path):
+    extra = ["--demo"] if path.name == "demo.yaml" else []
+    options, args = recipe.parse([str(path), *extra, "--output_dir", str(tmp_path), "--num_train_epochs", "0.5"])
+    values = yaml.safe_load(path.read_text())
+    assert args.num_train_epochs == 0.5, "the command line wins"
+    assert args.target_sparsity == values["target_sparsity"]
+    assert args.predict_with_generate
+    assert args.metric_for_best_model == "bleu"
+    assert options.demo == bool(extra)
+
+
+def test_an_unknown_setting_is_named(tmp_path):
+    (tmp_path / "s.yaml").write_text("target_sparsity: 0.5\ntarget_sparcity: 0.9\n")
+    with pytest.raises(SystemExit, match="target_sparcity"):
+        recipe.parse([str(tmp_path / "s.yaml")])
+
+
+def test_parallel_files_plain_and_gzipped(tmp_path):
+    write(tmp_path / "train.en", "a dog\na cat\n")
+    write(tmp_path / "train.de", "ein Hund\neine Katze\n")
+    write(tmp_path / "val.en.gz", "one\u2028line\n")
+    write(tmp_path / "val.de", "eine Zeile\n")
+    write(tmp_path / "test_2016.en.gz", "the end\n")
+    write(tmp_path / "test_2016.de.gz", "das Ende\n")
+    corpus = recipe.load_corpus(settings(parallel_dir=str(tmp_path)))
+    assert corpus["train"]["translation"][:] == [{"en": "a dog", "de": "ein Hund"}, {"en": "a cat", "de": "eine Katze"}]
+    assert corpus["validation"]["translation"][0] == {"en": "one\u2028line", "de": "eine Zeile"}
+    assert corpus["test"]["translation"][0] == {"en": "the end", "de": "das Ende"}
+    assert len(recipe.load_corpus(settings(parallel_dir=str(tmp_path), max_train_samples=1))["train"]) == 1
+
+
+def test_unequal_line_counts_say_both(tmp_path):
+    write(tmp_path / "train.en", "a\nb\nc\n")
+    write(tmp_path / "train.de", "a\nb\n")
+    with pytest.raises(SystemExit, match=r"equal numbers of lines, got 3 in .*train\.en and 2 in .*train\.de"):
+        recipe.load_corpus(settings(parallel_dir=str(tmp_path)))
+
+
+def test_a_missing_translation_and_a_missing_split_are_named(tmp_path):
+    write(tmp_path / "train.en", "a\n")
+    with pytest.raises(SystemExit, match=r"needs its translation train\.de"):
+        recipe.load_corpus(settings(parallel_dir=str(tmp_path)))
+    write(tmp_path / "train.de", "a\n")
+    with pytest.raises(SystemExit, match=r"missing: \['validation'\]"):
+        recipe.load_corpus(settings(parallel_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "columns.csv"])
+def test_files_with_a_translation_column_or_one_per_language(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = tmp_path / f"pairs.{kind}"
+    data = datasets.Dataset.from_dict({"translation": PAIRS})
+    if kind in ("jsonl", "json"):
+        path.write_text("".join(json.dumps({"translation": pair}) + "\n" for pair in PAIRS))
+    elif kind == "csv":
+        datasets.Dataset.from_dict({"translation": [json.dumps(pair) for pair in PAIRS]}).to_csv(path)
+    elif kind == "columns.csv":
+        datasets.Dataset.from_list(PAIRS).to_csv(path)
+    else:
+        data.to_parquet(path)
+    corpus = recipe.load_corpus(settings(train_file=str(path), validation_file=str(path)))
+    assert corpus["train"]["translation"][:] == PAIRS
+    assert "test" not in corpus
+
+
+def test_a_file_without_the_languages_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"translation": {"en": "a", "fr": "un"}}) + "\n")
+    with pytest.raises(SystemExit, match=r"needs a `translation` column with \('en', 'de'\)"):
+        recipe.load_corpus(settings(train_file=str(path)))
+    with pytest.raises(SystemExit, match=r"not found: nowhere\.csv"):
+        recipe.load_corpus(settings(train_file="nowhere.csv"))
+
+
+def test_without_the_hub_one_sentence_says_what_to_do(tmp_path):
+    result = run("--output_dir", str(tmp_path), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub"))
+    assert result.returncode != 0
+    (sentence,) = [line for line in result.stderr.splitlines() if "Hugging Face Hub" in line]
+    assert sentence.startswith("Cannot get 'wmt/wmt16' from the Hugging Face Hub")
+    assert "--demo" in sentence
+    assert "--parallel_dir" in sentence
+    assert "Traceback" not in result.stderr
+
+
+def test_help_lists_our_options_and_trainers(tmp_path):
+    result = run("--help")
+    assert result.returncode == 0
+    for option in ("--demo", "--parallel_dir", "--target_sparsity", "--vary", "--learning_rate"):
+        assert option in result.stdout
+
+
+def test_the_demo_ends_with_a_table_and_a_model(tmp_path):
+    """The whole job on a fraction of the sentences: it is the path that is tested, not the quality."""
+    small = [
+        "--max_train_samples",
+        "600",
+        "--max_eval_samples",
+        "40",
+        "--max_test_samples",
+        "40",
+        "--dense_epochs",
+        "1",
+    ]
+    result = run("--demo", *small, "--num_train_epochs", "1", "--num_candidates", "2", "--output_dir", str(tmp_path))
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = result.stdout.splitlines()
+    rows = [line for line in lines if re.match(r"(dense|phase-\d)\s", line)]
+    assert len(rows) == 1 + 2 * (2 + 3)
+    assert [row.split()[0] for row in rows] == ["dense"] + ["phase-1"] * 5 + ["phase-2"] * 5
+    assert any("test bleu" in line for line in lines)
+    assert any("nrefs:1|case:mixed|eff:no|tok:13a" in line for line in lines)
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert model.generation_config.max_length > 20
+    tokens = model.generate(**tokenizer("the dog sees the cat.", return_tensors="pt"))
+    assert tokenizer.batch_decode(tokens, skip_special_tokens=True)[0]
+
+
+@pytest.mark.skipif(
+    not (CORPUS.is_dir() and MODEL.is_dir()), reason="Multi30k and its translator are not beside the project"
+)
+def test_the_real_corpus_and_translator_on_a_few_sentences(tmp_path):
+    few = [
+        "--max_train_samples",
+        "256",
+        "--max_eval_samples",
+        "32",
+        "--max_test_samples",
+        "32",
+        "--num_train_epochs",
+        "1",
+    ]
+    where = ["--parallel_dir", str(CORPUS), "--model_name_or_path", str(MODEL), "--output_dir", str(tmp_path)]
+    result = run("recipes/multi30k.yaml", *few, *where, "--num_candidates", "2")
+    assert result.returncode == 0, result.stderr[-3000:]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["dense"]["bleu"] > 25
+    assert report["phases"][1]["parent"]["num_kept"] == 393216  # 40 % of 983,040
