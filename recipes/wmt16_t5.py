@@ -320,7 +320,7 @@ def main(argv: list[str]) -> None:
         datasets.disable_progress_bars()
     corpus = load_corpus(recipe)
     if recipe.demo:
-        folder = Path(str(args.output_dir)) / "dense"
+        folder = Path(str(args.output_dir)) / "_dense"  # Trainer.push_to_hub leaves out what begins with an underscore.
         args.processes.on_main("demo", lambda: train_demo_model(folder, corpus, recipe, args))
         recipe.model_name_or_path = str(folder)
     model = load_model(recipe)

@@ -1,14 +1,12 @@
 """The user's trainer: the phases, told top to bottom."""
 
 import copy
-import dataclasses
 import gc
-import inspect
 import math
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PrinterCallback, ProgressCallback, Seq2SeqTrainer
@@ -27,6 +25,7 @@ from .masked_trainer import MaskedTrainerMixin
 from .progress import candidate_line, dense_line, parent_line, soup_line
 from .records import phase_record, run_settings, train_output
 from .run_directory import RunDirectory, read_json, remove_checkpoints, remove_weights, write_json
+from .spawning import candidate_args, silent_args, spawn
 from .weights import forget_accelerate_, load_weights_, no_progress_bars
 
 TIMINGS = ("_runtime", "_per_second", "_preparation_time")
@@ -171,7 +170,7 @@ class SparseSoupMixin(MaskedTrainerMixin):
             within=within,
             seed=self.args.seed + phase.number,
         )
-        trainer = self._spawn(model, self._silent_args())
+        trainer = spawn(self, model, silent_args(self.args))
         trainer.masks = masks
         trainer._save_named(run.parent(phase.number))
         record = {
@@ -190,7 +189,7 @@ class SparseSoupMixin(MaskedTrainerMixin):
         folder, start = run.candidate(phase.number, candidate.name), time.time()
         model = self._copy()
         load_weights_(model, run.parent(phase.number))
-        trainer = self._spawn(model, self._candidate_args(phase, candidate, folder), keep_callbacks=True)
+        trainer = spawn(self, model, candidate_args(self.args, phase, candidate, folder), keep_callbacks=True)
         trainer.masks = Masks.load(run.parent(phase.number) / MASKS)
         trainer._is_candidate = trainer._keep_names = True
         output = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
@@ -265,42 +264,6 @@ class SparseSoupMixin(MaskedTrainerMixin):
         self.accelerator.free_memory()
         self.model_wrapped = self.model.to("cpu")
 
-    def _spawn(self, model: torch.nn.Module, args: SparseSoupArguments, keep_callbacks: bool = False):
-        """A trainer of the user's own class, built by the user's own call, for another model and other arguments."""
-        arguments = self._constructor_arguments()
-        arguments.pop("model_init", None)
-        if not keep_callbacks:
-            arguments.pop("callbacks", None)
-        # Callbacks and collators keep state (patience, random generators): no candidate may see another's.
-        shared = {id(self.model): self.model, id(self.processing_class): self.processing_class}
-        for name in {"callbacks", "data_collator"}.intersection(arguments):
-            arguments[name] = copy.deepcopy(arguments[name], dict(shared))
-        return type(self)(**arguments | {"model": model, "args": args})
-
-    def _constructor_arguments(self) -> dict[str, Any]:
-        """What the user built this trainer with, all by name."""
-        positional, named = self._call
-        constructors = [cls.__init__ for cls in type(self).__mro__ if "__init__" in vars(cls)]
-        for constructor in constructors:
-            parameters = list(inspect.signature(constructor).parameters.values())[1:]
-            if all(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters):
-                return dict(zip([parameter.name for parameter in parameters], positional, strict=False)) | named
-        return named
-
-    def _candidate_args(self, phase: Phase, candidate: Candidate, folder: Path) -> SparseSoupArguments:
-        name = f"phase-{phase.number}-{candidate.name}"
-        changes = {
-            "output_dir": str(folder),
-            "run_name": f"{self.args.run_name}-{name}" if self.args.run_name else name,
-            "push_to_hub": False,
-            "num_candidates": 1,
-            "vary": None,
-        }
-        return dataclasses.replace(self.args, **candidate.overrides, **changes)
-
-    def _silent_args(self) -> SparseSoupArguments:
-        return dataclasses.replace(self.args, push_to_hub=False, report_to="none", disable_tqdm=True)
-
     def _evaluate_folder(self, folder: Path, dataset=None) -> dict[str, float]:
         model = self._copy()
         load_weights_(model, folder)
@@ -309,7 +272,7 @@ class SparseSoupMixin(MaskedTrainerMixin):
 
     def _evaluate_copy(self, model: torch.nn.Module, dataset=None) -> dict[str, float]:
         """Metrics on the evaluation set (or another) by the run's own arguments, whatever the candidate's were."""
-        trainer = self._spawn(model, self._silent_args())
+        trainer = spawn(self, model, silent_args(self.args))
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         results = trainer.evaluate(dataset).items()
@@ -338,6 +301,11 @@ class SparseSoupMixin(MaskedTrainerMixin):
             raise ValueError(
                 "Expected no `optimizers`: one optimizer cannot serve several candidates. Pass "
                 "optimizer_cls_and_kwargs=(cls, {...}), or set optim, learning_rate and lr_scheduler_type in args."
+            )
+        if self.optimizer_cls_and_kwargs is not None and "learning_rate" in cast("dict", self.args.vary or {}):
+            raise ValueError(
+                "Expected `vary` without learning_rate, because optimizer_cls_and_kwargs sets the learning rate itself. "
+                "Use optim and learning_rate in args instead."
             )
         for name, count in self._num_examples().items():
             if count == 0:
