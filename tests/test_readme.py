@@ -1,0 +1,40 @@
+"""The script in the README does what it says, on the demo's data and model in place of the Hub's."""
+
+import re
+from pathlib import Path
+
+import datasets
+import pytest
+import transformers
+
+from sms_hf.demo import demo_corpus, demo_tokenizer, demo_translator
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+SCRIPT, PARTS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+
+
+@pytest.fixture
+def corpus():
+    return demo_corpus(num_train=48, num_validation=8, num_test=8)
+
+
+def test_the_script_runs_as_it_stands(monkeypatch, tmp_path, capsys, corpus):
+    tokenizer = demo_tokenizer(demo_corpus(num_train=600), vocab_size=400)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names: corpus)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name: tokenizer)
+    monkeypatch.setattr(transformers.AutoModelForSeq2SeqLM, "from_pretrained", lambda name: demo_translator(tokenizer))
+    assert len(SCRIPT.splitlines()) <= 15
+    exec(compile(SCRIPT, "README.md", "exec"), {})
+    assert "soup (candidate" in capsys.readouterr().out
+    assert (tmp_path / "soup" / "model.safetensors").is_file()
+
+
+def test_the_parts_run_as_they_stand(monkeypatch, tmp_path, corpus):
+    model = demo_translator(demo_tokenizer(corpus, vocab_size=200))
+    monkeypatch.chdir(tmp_path)
+    for i in (1, 2, 3):
+        model.save_pretrained(tmp_path / f"run-{i}")
+    exec(compile(PARTS, "README.md", "exec"), {"model": model, "score": lambda folder: len(folder.name)})
+    assert (tmp_path / "masks.safetensors").is_file()
+    assert (tmp_path / "soup" / "model.safetensors").is_file()
