@@ -28,7 +28,9 @@ def format_report(
     headers = ["phase", "model", "sparsity %", report["metric"], f"test {report['metric']}"]
     if not tests:
         rows, headers = [row[:-1] for row in rows], headers[:-1]
-    return tabulate(rows, headers=headers, tablefmt=style, floatfmt=("", "", ".2f", ".4g", ".4g"), missingval="")
+    # Percentages and BLEU with two decimals, losses with four.
+    digits = ".2f" if max(row[3] or 0.0 for row in rows) >= 10 else ".4f"
+    return tabulate(rows, headers=headers, tablefmt=style, floatfmt=("", "", ".2f", digits, digits), missingval="")
 
 
 def _phase_rows(phase: Mapping[str, Any], tests: Mapping[str, float]) -> list[list[Any]]:

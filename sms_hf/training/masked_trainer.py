@@ -1,10 +1,10 @@
 """Ordinary training under a mask, with repairs for the places where Trainer would break a comparison of candidates."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -29,8 +29,6 @@ class MaskedTrainerMixin(_Trainer):
     """
 
     model: torch.nn.Module
-    # Whether saves keep the names of the state dict, so that Trainer can read its checkpoints back.
-    _keep_names = False
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -38,6 +36,7 @@ class MaskedTrainerMixin(_Trainer):
             self.model_accepts_loss_kwargs = False
         self._loss_shifts_labels = shifts_labels(self.model)
         self._enforcer: MaskEnforcer | None = None
+        self._hooked: torch.optim.Optimizer | None = None
         self._eval_loss = WeightedMean()
 
     @property
@@ -51,17 +50,18 @@ class MaskedTrainerMixin(_Trainer):
 
     def _save_named(self, folder: Path) -> None:
         """Save a model folder with the names of the state dict."""
-        self._keep_names = True
-        with no_progress_bars():
+        with state_dict_names(self.model), no_progress_bars():
             self._save(str(folder))
 
     # ---- Trainer's hooks ---------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model=None):
-        fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if fresh:  # On the raw optimizer: the one that Accelerate wraps around it has no hooks.
-            optimizer.register_step_post_hook(lambda *_: self._mask_weights_())
+        # The one that Accelerate wraps around it has no hooks.
+        raw = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+        if raw is not self._hooked:
+            raw.register_step_post_hook(lambda *_: self._mask_weights_())
+            self._hooked = raw
         return optimizer
 
     def _mask_weights_(self) -> None:
@@ -75,11 +75,14 @@ class MaskedTrainerMixin(_Trainer):
             self._enforcer.mask_gradients_(self.model)
         return loss
 
+    def _save_checkpoint(self, model, trial) -> None:
+        with state_dict_names(self.model):
+            super()._save_checkpoint(model, trial)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.masks is not None:
             self.masks.check(self.model)
-        with state_dict_names(self.model) if self._keep_names else nullcontext():
-            super()._save(output_dir, state_dict)
+        super()._save(output_dir, state_dict)
         if self.masks is not None:
             self.masks.save(Path(output_dir or str(self.args.output_dir)) / MASKS)
 

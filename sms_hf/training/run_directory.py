@@ -56,12 +56,13 @@ class RunDirectory:
 
     def open(self, settings: dict[str, Any], resume: bool) -> None:
         """
-        Start a run here, or go on with the one that is here.
+        Start a run here, or go on with the one that is here. A run that has pruned nothing yet may be started anew.
 
         Raises:
             ValueError: If another run is here and `resume` is not asked for, or it has other settings.
         """
-        if not self.run_record.is_file():
+        if not self.parent_record(1).is_file():
+            self.dense_record.unlink(missing_ok=True)
             write_json(self.run_record, settings)
             return
         if not resume:
@@ -69,15 +70,24 @@ class RunDirectory:
                 f"Expected a new or empty output_dir, but {self.root} holds a run. Continue it with "
                 "train(resume_from_checkpoint=True), or choose another folder."
             )
-        before = read_json(self.run_record)
-        after = json.loads(json.dumps(settings))
-        changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+        changed = differences(read_json(self.run_record), json.loads(json.dumps(settings)))
         if changed:
-            differences = "; ".join(f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in changed)
             raise ValueError(
-                f"Expected the settings that the run in {self.root} was started with, got others: {differences}. "
+                f"Expected the settings that the run in {self.root} was started with, got others: {'; '.join(changed)}. "
                 "Resume with the same settings, or choose another folder."
             )
+
+
+def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
+    """Entries that differ, as `name: before -> after`. Versions may differ: they are recorded, not compared."""
+    changed = []
+    for key in {**before, **after}:
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed += differences(old, new, f"{prefix}{key}.") if key != "versions" else []
+        elif old != new:
+            changed.append(f"{prefix}{key}: {old!r} -> {new!r}")
+    return changed
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -191,7 +191,7 @@ class SparseSoupMixin(MaskedTrainerMixin):
         load_weights_(model, run.parent(phase.number))
         trainer = spawn(self, model, candidate_args(self.args, phase, candidate, folder), keep_callbacks=True)
         trainer.masks = Masks.load(run.parent(phase.number) / MASKS)
-        trainer._is_candidate = trainer._keep_names = True
+        trainer._is_candidate = True
         output = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
         record: dict[str, Any] = {
             "name": candidate.name,

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from conftest import collate, reversal, tiny_t5
+from safetensors.torch import load_file
 from torch.nn.utils import parametrize
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -96,6 +97,25 @@ def test_pruned_weights_are_exactly_zero_everywhere(tmp_path, setup):
     for checkpoint in tmp_path.glob("checkpoint-*"):
         masks.check(AutoModelForSeq2SeqLM.from_pretrained(checkpoint))
         assert Masks.load(checkpoint / "masks.safetensors").fingerprint() == masks.fingerprint()
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["the user's optimizer", "Trainer's optimizer"])
+def test_an_optimizer_with_a_past_does_not_revive_weights(tmp_path, given):
+    """Momentum of weights that were pruned later, and weight decay, whoever made the optimizer."""
+    model = tiny_t5()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    trainer = MaskedTrainer(
+        model=model,
+        args=arguments(tmp_path, optim="sgd", optim_args="momentum=0.9"),
+        train_dataset=reversal(24),
+        data_collator=collate,
+        optimizers=(sgd if given else None, None),
+    )
+    trainer.train()
+    trainer.masks = prune(model, 0.5)
+    trainer.train()
+    trainer.masks.check(model)
+    assert len(trainer._hooked._optimizer_step_post_hooks) == 1
 
 
 def test_training_equals_training_of_mask_times_weight(tmp_path):
@@ -258,7 +278,7 @@ def test_checkpoints_of_models_with_converted_names_are_read_back(tmp_path):
     trainer = MaskedTrainer(
         model=model, args=arguments(tmp_path, learning_rate=0.3, **saving), train_dataset=data, eval_dataset=data
     )
-    trainer.masks, trainer._keep_names = masks, True
+    trainer.masks = masks
     trainer.train()
     best = trainer.state.best_model_checkpoint
     written = ViTForImageClassification.from_pretrained(best).state_dict()
@@ -267,3 +287,6 @@ def test_checkpoints_of_models_with_converted_names_are_read_back(tmp_path):
         assert torch.equal(tensor, written[name]), name
     assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric)
     assert math.isfinite(trainer.state.best_metric)
+    trainer.save_model(tmp_path / "final")
+    final = load_file(tmp_path / "final" / "model.safetensors")
+    assert final.keys() != trainer.model.state_dict().keys(), "the final model keeps the names that other tools know"

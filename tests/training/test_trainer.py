@@ -157,8 +157,16 @@ def test_a_folder_with_another_run_is_refused(make_trainer):
     make_trainer().train()
     with pytest.raises(ValueError, match=r"holds a run. Continue it with train\(resume_from_checkpoint=True\)"):
         make_trainer().train()
-    with pytest.raises(ValueError, match=r"arguments: .*learning_rate.*Resume with the same settings"):
+    with pytest.raises(ValueError, match=r"got others: arguments.learning_rate: 0.003 -> 0.0001. Resume with the same"):
         make_trainer({"learning_rate": 1e-4}).train(resume_from_checkpoint=True)
+
+
+def test_a_run_that_stopped_before_pruning_does_not_bar_the_folder(make_trainer):
+    with pytest.raises(ValueError, match="metric_for_best_model"):
+        make_trainer({"metric_for_best_model": "bleu", "num_phases": 1}).train()
+    trainer = make_trainer({"num_phases": 1})
+    trainer.train()
+    assert trainer.report["settings"]["arguments"]["metric_for_best_model"] is None
 
 
 @pytest.mark.parametrize(
