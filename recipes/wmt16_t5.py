@@ -33,12 +33,12 @@ from sms_hf import SparseSoupTrainer, SparseSoupTrainingArguments, bleu_metrics,
 from sms_hf.demo import demo_corpus, demo_optimizer, demo_tokenizer, demo_translator
 
 HERE = Path(__file__).parent
-# Tokenizers that mark the language, and how they spell the token for it.
+# Tokenizers that mark the language: how they spell its token, and where generation needs the target's.
 LANGUAGE_TOKENS = {
-    "MBartTokenizer": "{}",
-    "MBart50Tokenizer": "{}",
-    "NllbTokenizer": "{}",
-    "M2M100Tokenizer": "__{}__",
+    "MBartTokenizer": ("{}", "decoder_start_token_id"),
+    "MBart50Tokenizer": ("{}", "forced_bos_token_id"),
+    "NllbTokenizer": ("{}", "forced_bos_token_id"),
+    "M2M100Tokenizer": ("__{}__", "forced_bos_token_id"),
 }
 
 
@@ -242,9 +242,9 @@ def load_model(recipe: RecipeArguments) -> PreTrainedModel:
 
 def set_languages(model: PreTrainedModel, tokenizer, recipe: RecipeArguments) -> None:
     """Tell a multilingual tokenizer and model what is translated into what."""
-    spelling = LANGUAGE_TOKENS.get(type(tokenizer).__name__.removesuffix("Fast"))
-    if spelling is None:
+    if type(tokenizer).__name__ not in LANGUAGE_TOKENS:
         return
+    spelling, role = LANGUAGE_TOKENS[type(tokenizer).__name__]
     tokenizer.src_lang = recipe.source_code or recipe.source_lang
     tokenizer.tgt_lang = recipe.target_code or recipe.target_lang
     token = tokenizer.convert_tokens_to_ids(spelling.format(tokenizer.tgt_lang))
@@ -253,9 +253,8 @@ def set_languages(model: PreTrainedModel, tokenizer, recipe: RecipeArguments) ->
             f"The tokenizer does not know the language {tokenizer.tgt_lang!r}. Set --source_code and --target_code to names it "
             "knows, such as en_XX and de_DE or eng_Latn and deu_Latn."
         )
-    assert model.generation_config is not None
-    model.generation_config.forced_bos_token_id = token
-    if model.config.decoder_start_token_id is None:
+    setattr(model.generation_config, role, token)
+    if role == "decoder_start_token_id":
         model.config.decoder_start_token_id = token
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import importlib.util
+import io
 import json
 import os
 import re
@@ -12,8 +13,19 @@ from pathlib import Path
 
 import datasets
 import pytest
+import sentencepiece
 import yaml
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    M2M100Tokenizer,
+    MBart50Tokenizer,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    MBartTokenizer,
+)
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "wmt16_t5.py"
@@ -117,6 +129,63 @@ def test_a_file_without_the_languages_is_refused(tmp_path, monkeypatch):
         recipe.load_corpus(settings(train_file=str(path)))
     with pytest.raises(SystemExit, match=r"not found: nowhere\.csv"):
         recipe.load_corpus(settings(train_file="nowhere.csv"))
+
+
+PIECES = [(piece, -float(i)) for i, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", "\u2581", "a", "\u2581b"])]
+SMALL = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 16}
+
+
+def multilingual(kind, folder):
+    """A tokenizer of this kind with a handful of pieces, and a model for it."""
+    if kind == "mbart":
+        tokenizer, make = MBartTokenizer(vocab=PIECES), (MBartConfig, MBartForConditionalGeneration)
+    elif kind == "mbart50":
+        tokenizer, make = MBart50Tokenizer(vocab=PIECES), (MBartConfig, MBartForConditionalGeneration)
+    else:
+        text = io.StringIO("ab ba aab bba\n" * 20)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=text,
+            model_prefix=str(folder / "spm"),
+            vocab_size=8,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
+        pieces = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5, "\u2581": 6}
+        (folder / "vocab.json").write_text(json.dumps(pieces))
+        tokenizer = M2M100Tokenizer(str(folder / "vocab.json"), str(folder / "spm.model"), src_lang="en", tgt_lang="de")
+        make = (M2M100Config, M2M100ForConditionalGeneration)
+    return tokenizer, make[1](make[0](vocab_size=len(tokenizer) + 8, **SMALL, **HEADS))
+
+
+@pytest.mark.parametrize(
+    ("kind", "codes", "token"),
+    [
+        ("mbart", ("en_XX", "de_DE"), "de_DE"),
+        ("mbart50", ("en_XX", "de_DE"), "de_DE"),
+        ("m2m100", ("en", "de"), "__de__"),
+    ],
+)
+def test_multilingual_models_are_told_the_languages(kind, codes, token, tmp_path):
+    tokenizer, model = multilingual(kind, tmp_path)
+    options = settings(source_code=codes[0], target_code=codes[1])
+    recipe.set_languages(model, tokenizer, options)
+    expected = tokenizer.convert_tokens_to_ids(token)
+    generation = model.generation_config
+    if kind == "mbart":  # The language ends the labels, and so starts the decoder's input.
+        assert (model.config.decoder_start_token_id, generation.decoder_start_token_id) == (expected, expected)
+    else:
+        assert generation.forced_bos_token_id == expected
+    data = recipe.tokenize(datasets.DatasetDict(train=datasets.Dataset.from_dict({"translation": [{"en": "a", "de": "b"}]})),
+                           tokenizer, "", options)  # fmt: skip
+    assert expected in data["train"][0]["labels"]
+    assert expected not in data["train"][0]["input_ids"]
+
+
+def test_a_language_that_the_tokenizer_does_not_know(tmp_path):
+    tokenizer, model = multilingual("mbart", tmp_path)
+    with pytest.raises(SystemExit, match=r"does not know the language 'de'.*--target_code"):
+        recipe.set_languages(model, tokenizer, settings())
 
 
 def test_without_the_hub_one_sentence_says_what_to_do(tmp_path):
