@@ -7,20 +7,24 @@ LAUNCH := OMP_NUM_THREADS=1 $(BIN)/accelerate launch --config_file recipes/accel
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
 demo: .venv/.installed
 	$(LAUNCH) recipes/wmt16_t5.py --demo --resume
 
-test: .venv/.installed
+test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-lint: .venv/.installed
+lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/.installed
+types: .venv/.installed-dev
 	$(BIN)/basedpyright
 
 check: lint types test

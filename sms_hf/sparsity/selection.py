@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 19
+CHUNK = 1 << 18
 """Scores that are looked at in one piece: a few MB of working memory, whatever the size of the model."""
 
 HIGH_BINS = 1 << 15
