@@ -220,7 +220,7 @@ def test_the_demo_ends_with_a_table_and_a_model(tmp_path):
     result = run("--demo", *small, "--num_train_epochs", "1", "--num_candidates", "2", "--output_dir", str(tmp_path))
     assert result.returncode == 0, result.stderr[-3000:]
     lines = result.stdout.splitlines()
-    rows = [line for line in lines if re.match(r"(dense|phase-\d)\s", line)]
+    rows = [line for line in lines if re.match(r"(dense|phase-\d)\s{2,}", line)]
     assert len(rows) == 1 + 2 * (2 + 3)
     assert [row.split()[0] for row in rows] == ["dense"] + ["phase-1"] * 5 + ["phase-2"] * 5
     assert any("test bleu" in line for line in lines)
