@@ -68,7 +68,7 @@ class RunDirectory:
         if not resume:
             raise ValueError(
                 f"Expected a new or empty output_dir, but {self.root} holds a run. Continue it with "
-                "train(resume_from_checkpoint=True), or choose another folder."
+                "train(resume_from_checkpoint=True) (--resume in the recipes), or choose another folder."
             )
         changed = differences(read_json(self.run_record), json.loads(json.dumps(settings)))
         if changed:
