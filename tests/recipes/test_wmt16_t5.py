@@ -25,6 +25,7 @@ from transformers import (
     MBartConfig,
     MBartForConditionalGeneration,
     MBartTokenizer,
+    NllbTokenizer,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +143,10 @@ def multilingual(kind, folder):
         tokenizer, make = MBartTokenizer(vocab=PIECES), (MBartConfig, MBartForConditionalGeneration)
     elif kind == "mbart50":
         tokenizer, make = MBart50Tokenizer(vocab=PIECES), (MBartConfig, MBartForConditionalGeneration)
+    elif kind == "nllb":
+        vocabulary = {piece: i for i, (piece, _) in enumerate([*PIECES, ("b", 0.0)])}
+        tokenizer = NllbTokenizer(vocab=vocabulary, merges=[("\u2581", "b")])
+        make = (M2M100Config, M2M100ForConditionalGeneration)
     else:
         text = io.StringIO("ab ba aab bba\n" * 20)
         sentencepiece.SentencePieceTrainer.train(
@@ -164,6 +169,7 @@ def multilingual(kind, folder):
         ("mbart", ("en_XX", "de_DE"), "de_DE"),
         ("mbart50", ("en_XX", "de_DE"), "de_DE"),
         ("m2m100", ("en", "de"), "__de__"),
+        ("nllb", ("eng_Latn", "deu_Latn"), "deu_Latn"),
     ],
 )
 def test_multilingual_models_are_told_the_languages(kind, codes, token, tmp_path):
