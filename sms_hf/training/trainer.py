@@ -228,11 +228,18 @@ class SparseSoupMixin(MaskedTrainerMixin):
         def average(names: list[str], output: Path) -> Path:
             return average_checkpoints([run.candidate(phase.number, name) for name in names], output)
 
+        # Equal ingredients give equal bytes, so what was scored once, a candidate or a trial, is not scored again.
+        metrics_of: dict[tuple[str, ...], dict[str, float]] = {
+            (record["name"],): record["metrics"] for record in records if not record["diverged"]
+        }
+
         def evaluate(names: list[str]) -> float:
-            return self._evaluate_folder(average(names, run.trial(phase.number)))[metric]
+            metrics_of[tuple(names)] = self._evaluate_folder(average(names, run.trial(phase.number)))
+            return metrics_of[tuple(names)][metric]
 
         chosen, trials = SOUP_METHODS[self.args.soup_method](scores, evaluate, greater)
-        metrics = self._evaluate_folder(average(chosen, run.soup(phase.number)))
+        soup = average(chosen, run.soup(phase.number))
+        metrics = metrics_of.get(tuple(chosen)) or self._evaluate_folder(soup)
         record = phase_record(phase, parent, records, chosen, trials, metrics, metric, greater)
         write_json(run.phase_record(phase.number), record | {"seconds": time.time() - start})
         shutil.rmtree(run.trial(phase.number), ignore_errors=True)

@@ -112,6 +112,18 @@ def test_greedy_is_traced_and_never_below_the_best_candidate(make_trainer):
     assert phase["soup"]["score"] <= phase["best_score"] + 1e-6
 
 
+def test_nothing_is_scored_twice(make_trainer):
+    """Dense, two candidates, one trial: the soup is the trial or the best candidate, and needs no evaluation of its own."""
+    calls = []
+
+    def count(prediction):
+        calls.append(1)
+        return {}
+
+    make_trainer({"num_phases": 1, "soup_method": "greedy"}, compute_metrics=count).train()
+    assert len(calls) == 4
+
+
 def test_only_soups_stay_on_disk_unless_candidates_are_kept(make_trainer):
     trainer = make_trainer()
     trainer.train()
