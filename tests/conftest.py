@@ -20,6 +20,18 @@ torch.set_num_threads(1)
 datasets.disable_progress_bars()
 
 
+QUICK = {
+    "learning_rate": 3e-3,
+    "per_device_train_batch_size": 4,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+    "use_cpu": True,
+}
+"""Trainer's arguments for runs of a second."""
+
+
 def tiny_t5(seed: int = 0, dropout: float = 0.1) -> T5ForConditionalGeneration:
     """A T5 with 20,480 prunable weights."""
     with torch.random.fork_rng():
@@ -69,15 +81,8 @@ def make_args(tmp_path):
             "num_phases": 2,
             "num_candidates": 2,
             "num_train_epochs": 1,
-            "learning_rate": 3e-3,
-            "per_device_train_batch_size": 4,
-            "save_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
-            "use_cpu": True,
         }
-        return SparseSoupTrainingArguments(**settings | changes)
+        return SparseSoupTrainingArguments(**QUICK | settings | changes)
 
     return make
 

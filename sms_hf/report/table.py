@@ -5,6 +5,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ..training.progress import describe
+
 
 def format_report(
     report: Mapping[str, Any], test_scores: Mapping[str, float] | None = None, style: str = "simple"
@@ -51,7 +53,7 @@ def _phase_rows(phase: Mapping[str, Any], tests: Mapping[str, float]) -> list[li
 
 
 def _settings(candidate: Mapping[str, Any]) -> str:
-    settings = " ".join(f"{key}={value}" for key, value in candidate["overrides"].items())
+    settings = describe(candidate["overrides"])
     return f"{settings} (diverged)" if candidate["diverged"] else settings
 
 

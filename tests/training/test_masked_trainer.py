@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import collate, reversal, tiny_t5
+from conftest import QUICK, collate, reversal, tiny_t5
 from safetensors.torch import load_file
 from torch.nn.utils import parametrize
 from transformers import (
@@ -32,16 +32,9 @@ def arguments(folder, **changes):
     settings = {
         "output_dir": str(folder),
         "num_train_epochs": 2,
-        "learning_rate": 3e-3,
         "weight_decay": 0.1,
-        "per_device_train_batch_size": 4,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "use_cpu": True,
     }
-    return Seq2SeqTrainingArguments(**settings | changes)
+    return Seq2SeqTrainingArguments(**QUICK | settings | changes)
 
 
 def masked_trainer(folder, model=None, trainer=MaskedTrainer, callbacks=None, **changes):
