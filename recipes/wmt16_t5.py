@@ -234,6 +234,8 @@ def load_model(recipe: RecipeArguments) -> PreTrainedModel:
     name = recipe.model_name_or_path
     config = from_hub(name, lambda: AutoConfig.from_pretrained(name))
     if recipe.dropout is not None:
+        if not 0.0 <= recipe.dropout < 1.0:
+            raise RecipeError(f"dropout must lie in [0, 1), got {recipe.dropout}. Pass 0 to retrain without dropout.")
         for key in ("dropout_rate", "dropout", "attention_dropout", "activation_dropout"):
             if key in config.to_dict():
                 setattr(config, key, recipe.dropout)

@@ -63,6 +63,8 @@ def find_prunable(
     Raises:
         ValueError: If nothing is left to prune.
     """
+    for option, pattern in (("target_modules", target_modules), ("exclude_modules", exclude_modules)):
+        _check_pattern(option, pattern)
     targets = None if target_modules == "all-linear" else target_modules
     head, names_of = _output_head(model), Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     parameters: dict[str, nn.Parameter] = {}
@@ -127,6 +129,16 @@ def _outside_base_model(model: nn.Module, module_name: str) -> bool:
     prefix = getattr(model, "base_model_prefix", "")
     has_base = bool(prefix) and any(name == prefix for name, _ in model.named_children())
     return has_base and module_name != prefix and not module_name.startswith(prefix + ".")
+
+
+def _check_pattern(option: str, pattern: str | list[str] | None) -> None:
+    try:
+        re.compile(pattern if isinstance(pattern, str) else "")
+    except re.error as error:
+        raise ValueError(
+            f"{option} must be a list of module names or one regular expression, got {pattern!r} ({error}). "
+            r"Example: '.*\.(q|v)'."
+        ) from None
 
 
 def _matches(module_name: str, patterns: str | list[str]) -> bool:

@@ -109,13 +109,13 @@ def select(
     return SCOPES[scope](weights, alive, sparsity, limit, CRITERIA[criterion](seed))
 
 
-def check_options(scope: str, criterion: str, limit: float) -> None:
-    """Raise `ValueError` for a scope or criterion that is not in its table, or a limit outside `(0, 1]`."""
+def check_options(scope: str, criterion: str, limit: float | None) -> None:
+    """Raise `ValueError` for a scope or criterion that is not in its table, or a limit (if any) outside `(0, 1]`."""
     if criterion not in CRITERIA:
         raise ValueError(f"pruning_criterion must be one of {sorted(CRITERIA)}, got {criterion!r}.")
     if scope not in SCOPES:
         raise ValueError(f"pruning_scope must be one of {sorted(SCOPES)}, got {scope!r}.")
-    if not 0.0 < limit <= 1.0:
+    if limit is not None and not 0.0 < limit <= 1.0:
         raise ValueError(
             f"max_sparsity_per_layer must lie in (0, 1], got {limit}. Pass 0.98 to keep 2 % of every layer."
         )

@@ -87,8 +87,13 @@ class SparseSoupArguments(_TrainingArguments):
             self.vary = _parse_vary(self.vary)
         if self.soup_method not in SOUP_METHODS:
             raise ValueError(f"soup_method must be one of {sorted(SOUP_METHODS)}, got {self.soup_method!r}.")
-        limit = 1.0 if self.max_sparsity_per_layer is None else self.max_sparsity_per_layer
-        check_options(self.pruning_scope, self.pruning_criterion, limit)
+        check_options(self.pruning_scope, self.pruning_criterion, self.max_sparsity_per_layer)
+        if self.max_sparsity_per_layer is not None and self.max_sparsity_per_layer < self.target_sparsity:
+            # The last phase would find out, after all the others were trained.
+            raise ValueError(
+                f"max_sparsity_per_layer must be at least target_sparsity={self.target_sparsity}, got "
+                f"{self.max_sparsity_per_layer}: no layer could reach the goal. Raise it, or lower target_sparsity."
+            )
         if self.deepspeed or self.fsdp:
             raise ValueError(
                 "Expected no `deepspeed` and no `fsdp`: DeepSpeed keeps its own fp32 copy of the weights and steps inside "

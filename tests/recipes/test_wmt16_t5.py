@@ -194,6 +194,13 @@ def test_a_language_that_the_tokenizer_does_not_know(tmp_path):
         recipe.set_languages(model, tokenizer, settings())
 
 
+@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+def test_a_dropout_outside_its_range(dropout, tmp_path):
+    MBartConfig(**SMALL, **HEADS).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match=r"dropout must lie in \[0, 1\)"):
+        recipe.load_model(settings(model_name_or_path=str(tmp_path), dropout=dropout))
+
+
 def test_without_the_hub_one_sentence_says_what_to_do(tmp_path):
     result = run("--output_dir", str(tmp_path), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub"))
     assert result.returncode != 0

@@ -428,3 +428,11 @@ def test_nothing_to_prune_says_what_there_is():
 def test_a_model_without_linear_maps_has_nothing():
     with pytest.raises(ValueError, match=r"found none with target_modules=None.*Its linear maps are \[\]"):
         find_prunable(nn.Embedding(3, 2))
+
+
+@pytest.mark.parametrize("option", ["target_modules", "exclude_modules"])
+def test_a_broken_regular_expression_is_named(option):
+    with pytest.raises(
+        ValueError, match=rf"{option} must be a list of module names or one regular expression, got '\("
+    ):
+        find_prunable(torch.nn.Linear(2, 2), **{option: "("})

@@ -64,6 +64,7 @@ def test_the_command_line_takes_a_mapping_as_json(tmp_path):
         ({"pruning_criterion": "luck"}, "pruning_criterion must be one of ['magnitude', 'random'], got 'luck'"),
         ({"max_sparsity_per_layer": 1.5}, "max_sparsity_per_layer must lie in (0, 1], got 1.5"),
         ({"max_sparsity_per_layer": 0.0}, "max_sparsity_per_layer must lie in (0, 1], got 0.0"),
+        ({"max_sparsity_per_layer": 0.7}, "must be at least target_sparsity=0.75, got 0.7"),
         ({"vary": "seed=1"}, "`vary` must be JSON"),
         ({"vary": "[1]"}, "`vary` must be a JSON object"),
         ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "Expected no `deepspeed`"),
