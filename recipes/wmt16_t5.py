@@ -5,8 +5,8 @@ Prune a translator and make a sparse model soup of it.
     accelerate launch recipes/wmt16_t5.py --demo                no download: a small T5, trained here, on generated sentences
     accelerate launch recipes/wmt16_t5.py my_settings.yaml --target_sparsity 0.9 --parallel_dir data/
 
-Settings come from a YAML file (by default `wmt16_t5.yaml` beside this script, `demo.yaml` with `--demo`); what stands on the
-command line wins. `python recipes/wmt16_t5.py` does the same work on one process and gives the same model.
+Settings come from a YAML file (by default `wmt16_t5.yaml` beside this script, with `--demo` `wmt16_t5_demo.yaml`); what
+stands on the command line wins. `python recipes/wmt16_t5.py` does the same work on one process and gives the same model.
 """
 
 import gzip
@@ -15,24 +15,21 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import base
 import datasets
-import torch
-import yaml
+from base import CommonArguments, RecipeError, Task
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
-    HfArgumentParser,
     PreTrainedModel,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
 )
 
-from sms_hf import SparseSoupTrainer, SparseSoupTrainingArguments, bleu_metrics, format_report, sacrebleu_signature
+from sms_hf import SparseSoupTrainingArguments, bleu_metrics, sacrebleu_signature
 from sms_hf.demo import demo_corpus, demo_optimizer, demo_tokenizer, demo_translator
 
-HERE = Path(__file__).parent
+INSTEAD = "--model_name_or_path FOLDER and --parallel_dir FOLDER or --train_file/--validation_file/--test_file"
 # Tokenizers that mark the language: how they spell its token, and where generation needs the target's.
 LANGUAGE_TOKENS = {
     "MBartTokenizer": ("{}", "decoder_start_token_id"),
@@ -43,12 +40,9 @@ LANGUAGE_TOKENS = {
 
 
 @dataclass
-class RecipeArguments:
+class RecipeArguments(CommonArguments):
     """Model and data; everything else are `SparseSoupTrainingArguments`."""
 
-    demo: bool = field(
-        default=False, metadata={"help": "Train a small dense T5 on generated sentences first: no download."}
-    )
     model_name_or_path: str = field(
         default="google-t5/t5-small",
         metadata={"help": "Dense model: a name on the Hub or a folder. Any seq2seq model."},
@@ -82,32 +76,6 @@ class RecipeArguments:
     )
     max_source_length: int = field(default=128, metadata={"help": "Longer sources are cut to so many tokens."})
     max_target_length: int = field(default=128, metadata={"help": "Longer targets are cut to so many tokens."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many training pairs."})
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Use only the first so many validation pairs."}
-    )
-    max_test_samples: int | None = field(default=None, metadata={"help": "Use only the first so many test pairs."})
-    resume: bool = field(default=False, metadata={"help": "Go on with the run in output_dir."})
-    dense_epochs: float = field(default=3.0, metadata={"help": "With --demo: epochs of training for the dense model."})
-
-
-class RecipeError(SystemExit):
-    """A problem that the user can solve, in one sentence."""
-
-
-def parse(argv: list[str]) -> tuple[RecipeArguments, SparseSoupTrainingArguments]:
-    """Settings of the YAML file, overridden by the command line."""
-    settings = HERE / ("demo.yaml" if "--demo" in argv else "wmt16_t5.yaml")
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        settings, argv = Path(argv[0]), argv[1:]
-    parser = HfArgumentParser((RecipeArguments, SparseSoupTrainingArguments), description=__doc__)  # pyright: ignore
-    values = yaml.safe_load(settings.read_text(encoding="utf-8")) or {}
-    unknown = set(values) - {action.dest for action in parser._actions}
-    if unknown:
-        raise RecipeError(f"{settings} must hold settings of this recipe, got {sorted(unknown)}. See --help.")
-    parser.set_defaults(**values)
-    recipe, args = parser.parse_args_into_dataclasses(argv)
-    return recipe, args
 
 
 # ---- Data --------------------------------------------------------------------------------------------------------------
@@ -125,21 +93,7 @@ def load_corpus(recipe: RecipeArguments) -> datasets.DatasetDict:
         corpus = from_hub(
             recipe.dataset_name, lambda: datasets.load_dataset(recipe.dataset_name, recipe.dataset_config_name)
         )
-    limits = {
-        "train": recipe.max_train_samples,
-        "validation": recipe.max_eval_samples,
-        "test": recipe.max_test_samples,
-    }
-    missing = [split for split in ("train", "validation") if split not in corpus]
-    if missing:
-        raise RecipeError(
-            f"Expected splits train and validation (and test, scored once at the end), missing: {missing}. Selection needs "
-            "a validation set of its own."
-        )
-    splits = {name: corpus[name] for name in limits if name in corpus}
-    return datasets.DatasetDict(
-        {name: split.select(range(min(limits[name] or len(split), len(split)))) for name, split in splits.items()}
-    )
+    return base.limit(corpus, recipe)
 
 
 def read_parallel(folder: Path, source: str, target: str) -> datasets.DatasetDict:
@@ -204,14 +158,7 @@ def as_pair(row: dict, recipe: RecipeArguments, name: str) -> dict[str, str]:
 
 
 def from_hub(what: str, load):
-    """Call `load`; where the Hub cannot be reached, say so in one sentence."""
-    try:
-        return load()
-    except (OSError, ConnectionError) as error:
-        raise RecipeError(
-            f"Cannot get {what!r} from the Hugging Face Hub ({type(error).__name__}). Without the Hub, run with --demo, or "
-            "pass --model_name_or_path FOLDER and --parallel_dir FOLDER or --train_file/--validation_file/--test_file."
-        ) from error
+    return base.from_hub(what, load, INSTEAD)
 
 
 def tokenize(corpus: datasets.DatasetDict, tokenizer, prefix: str, recipe: RecipeArguments) -> datasets.DatasetDict:
@@ -278,79 +225,40 @@ def source_prefix(model: PreTrainedModel, recipe: RecipeArguments) -> str:
     return tasks.get(f"translation_{recipe.source_lang}_to_{recipe.target_lang}", {}).get("prefix", "")
 
 
-def train_demo_model(folder: Path, corpus: datasets.DatasetDict, recipe: RecipeArguments, args) -> None:
-    """The dense model of the demo: a small T5 from scratch, by an ordinary Seq2SeqTrainer."""
-    if (folder / "model.safetensors").is_file():
-        return
-    tokenizer = demo_tokenizer(corpus)
-    model = demo_translator(tokenizer, seed=args.seed)
-    dense_args = Seq2SeqTrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=recipe.dense_epochs,
-        per_device_train_batch_size=args.per_device_train_batch_size,
-        lr_scheduler_type=args.lr_scheduler_type,
-        warmup_steps=args.warmup_steps,
-        train_sampling_strategy=args.train_sampling_strategy,
-        dataloader_pin_memory=args.dataloader_pin_memory,
-        disable_tqdm=args.disable_tqdm,
-        seed=args.seed,
-        bf16=args.bf16,
-        save_strategy="no",
-        report_to="none",
-    )
-    print(f"demo: training a dense T5 with {model.num_parameters():,} parameters on {len(corpus['train']):,} sentences")
-    trainer = Seq2SeqTrainer(
-        model=model,
-        args=dense_args,
-        train_dataset=tokenize(corpus, tokenizer, "", recipe)["train"],
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
-        processing_class=tokenizer,
-        optimizers=(demo_optimizer(model), None),
-    )
-    trainer.train()
-    trainer.save_model()
+# ---- The task ----------------------------------------------------------------------------------------------------------
 
 
-# ---- The job -----------------------------------------------------------------------------------------------------------
-
-
-def main(argv: list[str]) -> None:
-    recipe, args = parse(argv)
-    args.dataloader_pin_memory &= torch.cuda.is_available()
-    if not args.processes.is_main:
-        datasets.disable_progress_bars()
+def load_task(recipe: RecipeArguments, args: SparseSoupTrainingArguments) -> Task:
     corpus = load_corpus(recipe)
     if recipe.demo:
-        folder = Path(str(args.output_dir)) / "_dense"  # Trainer.push_to_hub leaves out what begins with an underscore.
-        args.processes.on_main("demo", lambda: train_demo_model(folder, corpus, recipe, args))
-        recipe.model_name_or_path = str(folder)
+        recipe.model_name_or_path = base.demo_model(
+            recipe, args, lambda: demo_task(corpus, recipe, args), demo_optimizer
+        )
     model = load_model(recipe)
     tokenizer = from_hub(recipe.model_name_or_path, lambda: AutoTokenizer.from_pretrained(recipe.model_name_or_path))
     set_languages(model, tokenizer, recipe)
     limit_generation(model)
-    data = tokenize(corpus, tokenizer, source_prefix(model, recipe), recipe)
-    trainer = SparseSoupTrainer(
+    return make_task(model, tokenizer, tokenize(corpus, tokenizer, source_prefix(model, recipe), recipe))
+
+
+def demo_task(corpus: datasets.DatasetDict, recipe: RecipeArguments, args: SparseSoupTrainingArguments) -> Task:
+    """A small T5 from scratch."""
+    tokenizer = demo_tokenizer(corpus)
+    return make_task(demo_translator(tokenizer, seed=args.seed), tokenizer, tokenize(corpus, tokenizer, "", recipe))
+
+
+def make_task(model, tokenizer, data: datasets.DatasetDict) -> Task:
+    return Task(
         model=model,
-        args=args,
-        train_dataset=data["train"],
-        eval_dataset=data["validation"],
-        processing_class=tokenizer,
+        train=data["train"],
+        validation=data["validation"],
+        test=data.get("test"),
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        processing_class=tokenizer,
         compute_metrics=bleu_metrics(tokenizer),
+        footnote=f"BLEU: {sacrebleu_signature()}; ",
     )
-    trainer.train(resume_from_checkpoint=recipe.resume)
-    scores = None
-    if "test" in data:
-        scores = trainer.evaluate_run(data["test"], dense=load_model(recipe))
-    if args.processes.is_main:
-        assert trainer.report is not None
-        print(f"\n{format_report(trainer.report, scores)}")
-        print(f"\nBLEU: {sacrebleu_signature()}; chosen on {len(data['validation']):,} validation sentences", end="")
-        print(f", tested on {len(data['test']):,}." if scores else ".")
-        print(f'The model: AutoModelForSeq2SeqLM.from_pretrained("{args.output_dir}")')
-        if args.push_to_hub:
-            trainer.push_to_hub()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    base.run(sys.argv[1:], __file__, RecipeArguments, load_task)

@@ -1,6 +1,8 @@
 """Small models and data, made here: no network, one thread, the same numbers on every run."""
 
 import os
+import sys
+from pathlib import Path
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -17,6 +19,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from sms_hf import SparseSoupTrainer, SparseSoupTrainingArguments
 
 torch.set_num_threads(1)
+sys.path.append(str(Path(__file__).parents[1] / "recipes"))  # As for a recipe that is started as a script.
 datasets.disable_progress_bars()
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import gzip
-import importlib.util
 import io
 import json
 import os
@@ -11,9 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import base
 import datasets
 import pytest
 import sentencepiece
+import wmt16_t5 as recipe
 import yaml
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -33,12 +34,11 @@ RECIPE = ROOT / "recipes" / "wmt16_t5.py"
 CORPUS = ROOT.parent / "shared" / "data" / "multi30k"
 MODEL = ROOT.parent / "shared" / "models" / "t5-tiny-multi30k-en-de"
 
-spec = importlib.util.spec_from_file_location("wmt16_t5", RECIPE)
-recipe = importlib.util.module_from_spec(spec)
-sys.modules["wmt16_t5"] = recipe  # dataclasses look their module up.
-spec.loader.exec_module(recipe)
-
 PAIRS = [{"en": f"number {i}", "de": f"Nummer {i}"} for i in range(6)]
+
+
+def parse(argv):
+    return base.parse(argv, str(RECIPE), recipe.RecipeArguments)
 
 
 def settings(**changes):
@@ -56,10 +56,10 @@ def run(*arguments, **environment):
     return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, env=os.environ | environment)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_yaml_holds_settings_of_the_recipe(path, tmp_path):
-    extra = ["--demo"] if path.name == "demo.yaml" else []
-    options, args = recipe.parse([str(path), *extra, "--output_dir", str(tmp_path), "--num_train_epochs", "0.5"])
+@pytest.mark.parametrize("name", ["wmt16_t5.yaml", "wmt16_t5_demo.yaml", "multi30k.yaml"])
+def test_every_yaml_holds_settings_of_the_recipe(name, tmp_path):
+    path, extra = ROOT / "recipes" / name, ["--demo"] if "demo" in name else []
+    options, args = parse([str(path), *extra, "--output_dir", str(tmp_path), "--num_train_epochs", "0.5"])
     values = yaml.safe_load(path.read_text())
     assert args.num_train_epochs == 0.5, "the command line wins"
     assert args.target_sparsity == values["target_sparsity"]
@@ -71,7 +71,7 @@ def test_every_yaml_holds_settings_of_the_recipe(path, tmp_path):
 def test_an_unknown_setting_is_named(tmp_path):
     (tmp_path / "s.yaml").write_text("target_sparsity: 0.5\ntarget_sparcity: 0.9\n")
     with pytest.raises(SystemExit, match="target_sparcity"):
-        recipe.parse([str(tmp_path / "s.yaml")])
+        parse([str(tmp_path / "s.yaml")])
 
 
 def test_parallel_files_plain_and_gzipped(tmp_path):

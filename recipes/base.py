@@ -1,0 +1,218 @@
+"""What all recipes share: settings from YAML and the command line, the dense model of a demo, the job and its table."""
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+import torch
+import yaml
+from transformers import HfArgumentParser, PreTrainedModel, Trainer, TrainingArguments
+
+from sms_hf import SparseSoupTrainer, SparseSoupTrainingArguments, format_report
+
+T = TypeVar("T")
+R = TypeVar("R", bound="CommonArguments")
+
+
+class RecipeError(SystemExit):
+    """A problem that the user can solve, in one sentence."""
+
+
+@dataclass
+class CommonArguments:
+    """What every recipe asks besides model and data; everything else are `SparseSoupTrainingArguments`."""
+
+    demo: bool = field(
+        default=False, metadata={"help": "Train a small dense model on built-in data first: no download."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many training rows."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first so many validation rows."})
+    max_test_samples: int | None = field(default=None, metadata={"help": "Use only the first so many test rows."})
+    resume: bool = field(default=False, metadata={"help": "Go on with the run in output_dir."})
+    dense_epochs: float = field(default=3.0, metadata={"help": "With --demo: epochs of training for the dense model."})
+    dense_dir: str | None = field(
+        default=None, metadata={"help": "With --demo: folder of the dense model. Default: OUTPUT_DIR/_dense."}
+    )
+
+
+@dataclass
+class Task:
+    """Data, model and metric: all that makes a recipe this recipe. The rest is the trainer."""
+
+    model: PreTrainedModel
+    train: datasets.Dataset
+    validation: datasets.Dataset
+    test: datasets.Dataset | None = None
+    data_collator: Any = None
+    processing_class: Any = None
+    compute_metrics: Callable | None = None
+    preprocess_logits_for_metrics: Callable | None = None
+    footnote: str = ""
+    """A line under the table: how the metric was computed."""
+
+
+def parse(argv: list[str], script: str, recipe_class: type[R]) -> tuple[R, SparseSoupTrainingArguments]:
+    """
+    Settings of a YAML file, overridden by the command line.
+
+    The file is the first argument, or lies beside the script: `NAME.yaml`, with `--demo` `NAME_demo.yaml`.
+    """
+    name = f"{Path(script).stem}_demo.yaml" if "--demo" in argv else f"{Path(script).stem}.yaml"
+    settings = Path(script).with_name(name)
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        settings, argv = Path(argv[0]), argv[1:]
+    described = sys.modules[recipe_class.__module__].__doc__
+    parser = HfArgumentParser((recipe_class, SparseSoupTrainingArguments), description=described)  # pyright: ignore
+    parser.set_defaults(**read_settings(settings, parser))
+    recipe, args = parser.parse_args_into_dataclasses(argv)
+    return recipe, args
+
+
+def read_settings(path: Path, parser: HfArgumentParser) -> dict[str, Any]:
+    """Settings of a YAML file; unknown ones are refused by name."""
+    if not path.is_file():
+        raise RecipeError(f"Expected a YAML file of settings at {path}, found none.")
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    unknown = set(values) - {action.dest for action in parser._actions}
+    if unknown:
+        raise RecipeError(f"{path} must hold settings of this recipe, got {sorted(unknown)}. See --help.")
+    return values
+
+
+# ---- Data and models ---------------------------------------------------------------------------------------------------
+
+
+def limit(data: datasets.DatasetDict, recipe: CommonArguments) -> datasets.DatasetDict:
+    """The splits train, validation and (if there is one) test, cut to the sizes asked for."""
+    limits = {
+        "train": recipe.max_train_samples,
+        "validation": recipe.max_eval_samples,
+        "test": recipe.max_test_samples,
+    }
+    missing = [split for split in ("train", "validation") if split not in data]
+    if missing:
+        raise RecipeError(
+            f"Expected splits train and validation (and test, scored once at the end), missing: {missing}. Selection needs "
+            "a validation set of its own."
+        )
+    splits = {name: data[name] for name in limits if name in data}
+    return datasets.DatasetDict(
+        {name: split.select(range(min(limits[name] or len(split), len(split)))) for name, split in splits.items()}
+    )
+
+
+def from_hub(what: str, load: Callable[[], T], instead: str) -> T:
+    """Call `load`; where the Hub cannot be reached, say so in one sentence that ends with what to pass instead."""
+    try:
+        return load()
+    except (OSError, ConnectionError) as error:
+        raise RecipeError(
+            f"Cannot get {what!r} from the Hugging Face Hub ({type(error).__name__}). Without the Hub, run with --demo, or "
+            f"pass {instead}."
+        ) from error
+
+
+def demo_model(
+    recipe: CommonArguments, args: SparseSoupTrainingArguments, make: Callable[[], Task], optimizer=None
+) -> str:
+    """
+    Folder of the demo's dense model; where it is not there yet, the main process trains it with an ordinary Trainer.
+
+    Args:
+        make (`Callable`): Gives the task with the model to train, freshly initialised.
+        optimizer (`Callable`, *optional*): Model -> optimizer. Default: that of `args`.
+    """
+    # Trainer.push_to_hub leaves out what begins with an underscore.
+    folder = Path(recipe.dense_dir or Path(str(args.output_dir)) / "_dense")
+    args.processes.on_main(f"demo/{folder}", lambda: _train_dense(folder, recipe, args, make, optimizer))
+    return str(folder)
+
+
+def _train_dense(folder: Path, recipe: CommonArguments, args, make: Callable[[], Task], optimizer) -> None:
+    if (folder / "model.safetensors").is_file():
+        return
+    task = make()
+    same = (
+        "per_device_train_batch_size",
+        "learning_rate",
+        "weight_decay",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "seed",
+        "bf16",
+    )
+    same += (
+        "train_sampling_strategy",
+        "dataloader_pin_memory",
+        "disable_tqdm",
+        "use_cpu",
+        "remove_unused_columns",
+        "logging_steps",
+    )
+    dense_args = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=recipe.dense_epochs,
+        save_strategy="no",
+        report_to="none",
+        **{name: getattr(args, name) for name in same},
+    )
+    name, size = type(task.model).__name__, task.model.num_parameters()
+    print(f"demo: training a dense {name} with {size:,} parameters on {len(task.train):,} examples", flush=True)
+    trainer = Trainer(
+        model=task.model,
+        args=dense_args,
+        train_dataset=task.train,
+        data_collator=task.data_collator,
+        processing_class=task.processing_class,
+        optimizers=(optimizer(task.model) if optimizer else None, None),
+    )
+    trainer.train()
+    trainer.save_model()
+
+
+# ---- The job -----------------------------------------------------------------------------------------------------------
+
+
+def make_trainer(task: Task, args: SparseSoupTrainingArguments) -> SparseSoupTrainer:
+    return SparseSoupTrainer(
+        model=task.model,
+        args=args,
+        train_dataset=task.train,
+        eval_dataset=task.validation,
+        processing_class=task.processing_class,
+        data_collator=task.data_collator,
+        compute_metrics=task.compute_metrics,
+        preprocess_logits_for_metrics=task.preprocess_logits_for_metrics,
+    )
+
+
+def prepare(args: SparseSoupTrainingArguments) -> None:
+    """Settings that depend on the machine: to be called before the task is loaded."""
+    args.dataloader_pin_memory &= torch.cuda.is_available()
+    if not args.processes.is_main:
+        datasets.disable_progress_bars()
+
+
+def run(
+    argv: list[str], script: str, recipe_class: type[R], load_task: Callable[[R, SparseSoupTrainingArguments], Task]
+) -> None:
+    """The whole recipe: settings, task, soup, test scores, table, upload."""
+    recipe, args = parse(argv, script, recipe_class)
+    prepare(args)
+    task = load_task(recipe, args)
+    dense = copy.deepcopy(task.model)
+    trainer = make_trainer(task, args)
+    trainer.train(resume_from_checkpoint=recipe.resume)
+    scores = None if task.test is None else trainer.evaluate_run(task.test, dense=dense)
+    if args.processes.is_main:
+        assert trainer.report is not None
+        print(f"\n{format_report(trainer.report, scores)}")
+        tested = f", tested on {len(task.test):,}" if task.test is not None else ""
+        print(f"\n{task.footnote}chosen on {len(task.validation):,} validation rows{tested}.")
+        print(f'The model: {type(task.model).__name__}.from_pretrained("{args.output_dir}")')
+        if args.push_to_hub:
+            trainer.push_to_hub()
