@@ -2,20 +2,24 @@
 
 from .report import format_report
 from .soup import average_checkpoints, greedy_soup, uniform_soup
-from .sparsity import MaskError, Masks, Prunable, find_prunable, phase_sparsities, prune
+from .sparsity import CRITERIA, MaskError, Masks, Prunable, find_groups, find_prunable, phase_sparsities, prune
 from .training import (
+    METHODS,
     MaskedTrainerMixin,
     SparseSoupArguments,
     SparseSoupMixin,
     SparseSoupTrainer,
     SparseSoupTrainingArguments,
     bleu_metrics,
+    make_ensemble,
     sacrebleu_signature,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CRITERIA",
+    "METHODS",
     "MaskError",
     "MaskedTrainerMixin",
     "Masks",
@@ -26,9 +30,11 @@ __all__ = [
     "SparseSoupTrainingArguments",
     "average_checkpoints",
     "bleu_metrics",
+    "find_groups",
     "find_prunable",
     "format_report",
     "greedy_soup",
+    "make_ensemble",
     "phase_sparsities",
     "prune",
     "sacrebleu_signature",

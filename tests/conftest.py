@@ -1,5 +1,6 @@
 """Small models and data, made here: no network, one thread, the same numbers on every run."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from sms_hf import SparseSoupTrainer, SparseSoupTrainingArguments
 
 torch.set_num_threads(1)
+gc.freeze()  # Every candidate ends with a collection, which need not look at all that was imported.
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))  # As for a recipe that is started as a script.
 datasets.disable_progress_bars()
 

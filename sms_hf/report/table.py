@@ -12,7 +12,7 @@ def format_report(
     report: Mapping[str, Any], test_scores: Mapping[str, float] | None = None, style: str = "simple"
 ) -> str:
     """
-    One row for the dense model, each candidate, their mean and best, and the soup of each phase.
+    One row for the dense model, each candidate and, where there are several, their mean, their best and the soup.
 
     Args:
         report (`Mapping`): `trainer.report`, or `report.json` read back.
@@ -36,7 +36,9 @@ def format_report(
 
 
 def _phase_rows(phase: Mapping[str, Any], tests: Mapping[str, float]) -> list[list[Any]]:
-    name, sparsity = f"phase-{phase['number']}", 100 * phase["parent"]["sparsity"]
+    name, soup = f"phase-{phase['number']}", phase["soup"]
+    # Pruning while training ends sparser than it began; an average of different masks is denser than they are.
+    sparsity = 100 * (soup["sparsity"] if soup and phase["parent"]["sparsity"] == 0 else phase["parent"]["sparsity"])
     tested = {c["name"]: tests[f"{name}/{c['name']}"] for c in phase["candidates"] if f"{name}/{c['name']}" in tests}
     best = next((c["name"] for c in phase["candidates"] if c.get("score") == phase["best_score"]), "")
     mean_tested = sum(tested.values()) / len(tested) if tested else None
@@ -44,12 +46,21 @@ def _phase_rows(phase: Mapping[str, Any], tests: Mapping[str, float]) -> list[li
         [name, f"{c['name']} {_settings(c)}", sparsity, c.get("score"), tested.get(c["name"])]
         for c in phase["candidates"]
     ]
-    soup = phase["soup"]
-    return rows + [
-        [name, "mean candidate", sparsity, phase["mean_score"], mean_tested],
-        [name, f"best candidate ({best.removeprefix('candidate-')})", sparsity, phase["best_score"], tested.get(best)],
-        [name, f"soup ({_ingredients(soup['ingredients'])})", sparsity, soup["score"], tests.get(f"{name}/soup")],
-    ]
+    if len(rows) > 1:
+        rows += [
+            [name, "mean candidate", sparsity, phase["mean_score"], mean_tested],
+            [
+                name,
+                f"best candidate ({best.removeprefix('candidate-')})",
+                sparsity,
+                phase["best_score"],
+                tested.get(best),
+            ],
+        ]
+        if soup:
+            label = f"soup ({_ingredients(soup['ingredients'])})"
+            rows.append([name, label, 100 * soup["sparsity"], soup["score"], tests.get(f"{name}/soup")])
+    return rows
 
 
 def _settings(candidate: Mapping[str, Any]) -> str:

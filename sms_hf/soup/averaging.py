@@ -22,7 +22,11 @@ CHANCE = 1e-4
 
 
 def average_checkpoints(
-    folders: Sequence[str | Path], output: str | Path, weights: Sequence[float] | None = None
+    folders: Sequence[str | Path],
+    output: str | Path,
+    weights: Sequence[float] | None = None,
+    *,
+    union_of_masks: bool = False,
 ) -> Path:
     """
     Average model folders that share one mask into a new model folder.
@@ -35,6 +39,8 @@ def average_checkpoints(
         folders (`Sequence[str | Path]`): Folders with the same tensor names, shapes and dtypes.
         output (`str` or `Path`): The folder to write; its weights become one file.
         weights (`Sequence[float]`, *optional*): Soup weights, one a folder; they are divided by their sum. Default: equal.
+        union_of_masks (`bool`, *optional*, defaults to `False`): Allow masks that differ. The average is then as dense as
+            their union, whose mask is written (IMP-AVG of Zimmer et al., ICLR 2024).
 
     Returns:
         `Path`: `output`.
@@ -50,7 +56,7 @@ def average_checkpoints(
     with ExitStack() as stack:
         checkpoints = [stack.enter_context(Checkpoint(folder)) for folder in folders]
         _check_alike(checkpoints)
-        masks = common_masks(folders)
+        masks = union_masks(folders) if union_of_masks else common_masks(folders)
         output.mkdir(parents=True, exist_ok=True)
         first = checkpoints[0]
         write_streamed(output / WEIGHTS, first.shapes, first.dtypes, _averaged(checkpoints, shares, masks))
@@ -89,6 +95,22 @@ def common_masks(folders: Sequence[Path]) -> Masks | None:
                 "Their average would be denser than each of them: average candidates of one phase."
             )
     return first
+
+
+def union_masks(folders: Sequence[Path]) -> Masks:
+    """
+    The weights that any of the folders keeps.
+
+    Raises:
+        MaskError: If a folder has no masks, or they cover other tensors.
+    """
+    masks = [Masks.load(folder / MASKS) for folder in folders]
+    for folder, other in zip(folders, masks, strict=True):
+        if list(other) != list(masks[0]):
+            raise MaskError(
+                f"{folders[0]} and {folder} must have masks of the same tensors. Average runs of one model."
+            )
+    return Masks({name: torch.stack([m[name] for m in masks]).any(0) for name in masks[0]})
 
 
 def _shares(count: int, weights: Sequence[float] | None) -> list[float]:

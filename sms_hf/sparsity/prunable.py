@@ -63,8 +63,7 @@ def find_prunable(
     Raises:
         ValueError: If nothing is left to prune.
     """
-    for option, pattern in (("target_modules", target_modules), ("exclude_modules", exclude_modules)):
-        _check_pattern(option, pattern)
+    check_module_patterns(target_modules, exclude_modules)
     targets = None if target_modules == "all-linear" else target_modules
     head, names_of = _output_head(model), Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     parameters: dict[str, nn.Parameter] = {}
@@ -85,7 +84,7 @@ def find_prunable(
 
 
 def _why_not(model, head, module_name, module, leaf, parameter, targets, excluded) -> str | None:
-    asked = targets is not None and _matches(module_name, targets)
+    asked = targets is not None and matches(module_name, targets)
     if not _is_matrix(module, leaf, parameter, asked):
         return "no weight of a linear map"
     if not parameter.requires_grad:
@@ -94,11 +93,11 @@ def _why_not(model, head, module_name, module, leaf, parameter, targets, exclude
         return "output embedding"
     if targets is not None and not asked:
         return "not in target_modules"
-    if excluded is not None and _matches(module_name, excluded):
+    if excluded is not None and matches(module_name, excluded):
         return "in exclude_modules"
     if asked:
         return None
-    if _outside_base_model(model, module_name):
+    if is_outside_base_model(model, module_name):
         return "task head (name it in target_modules to prune it)"
     if any(part in module_name.lower() for part in PROTECTED_PARTS):
         return f"one of {', '.join(PROTECTED_PARTS)} (name it in target_modules to prune it)"
@@ -114,6 +113,13 @@ def _is_matrix(module: nn.Module, leaf: str, parameter: nn.Parameter, asked: boo
     return parameter.dim() == 3 and "experts" in type(module).__name__.lower()
 
 
+def matrix_dims(module: nn.Module) -> tuple[int, int] | None:
+    """(output dimension, input dimension) of the weight of a linear map or convolution; None for any other module."""
+    if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
+        return 0, 1
+    return (1, 0) if _qualified_names(module).intersection(LINEAR_CLASSES) else None
+
+
 def _qualified_names(module: nn.Module) -> set[str]:
     return {f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__}
 
@@ -124,24 +130,27 @@ def _output_head(model: nn.Module) -> nn.Parameter | None:
     return getattr(head, "weight", None)
 
 
-def _outside_base_model(model: nn.Module, module_name: str) -> bool:
+def is_outside_base_model(model: nn.Module, module_name: str) -> bool:
     """True for the head of a `PreTrainedModel` such as `BertForSequenceClassification` (base model: `bert`)."""
     prefix = getattr(model, "base_model_prefix", "")
     has_base = bool(prefix) and any(name == prefix for name, _ in model.named_children())
     return has_base and module_name != prefix and not module_name.startswith(prefix + ".")
 
 
-def _check_pattern(option: str, pattern: str | list[str] | None) -> None:
-    try:
-        re.compile(pattern if isinstance(pattern, str) else "")
-    except re.error as error:
-        raise ValueError(
-            f"{option} must be a list of module names or one regular expression, got {pattern!r} ({error}). "
-            r"Example: '.*\.(q|v)'."
-        ) from None
+def check_module_patterns(target_modules: str | list[str] | None, exclude_modules: str | list[str] | None) -> None:
+    """Raise `ValueError` for a broken regular expression."""
+    for option, pattern in (("target_modules", target_modules), ("exclude_modules", exclude_modules)):
+        try:
+            re.compile(pattern if isinstance(pattern, str) else "")
+        except re.error as error:
+            raise ValueError(
+                f"{option} must be a list of module names or one regular expression, got {pattern!r} ({error}). "
+                r"Example: '.*\.(q|v)'."
+            ) from None
 
 
-def _matches(module_name: str, patterns: str | list[str]) -> bool:
+def matches(module_name: str, patterns: str | list[str]) -> bool:
+    """Whether `target_modules` or `exclude_modules` mean this module."""
     if isinstance(patterns, str):
         return re.fullmatch(patterns, module_name) is not None
     return any(module_name == p or module_name.endswith("." + p) for p in patterns)

@@ -1,30 +1,26 @@
-"""Criterion x scope -> masks."""
+"""Criterion x scope x pattern -> masks."""
 
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
+from .allocation import SCOPES
+from .criteria import CRITERIA, score_of
 from .masks import Masks
+from .patterns import UNSTRUCTURED, input_dims, parse_nm, pattern_sparsity, select_nm, select_units
 from .prunable import find_prunable
 from .schedules import check_sparsity
-from .selection import Score, keep_largest, magnitude
+from .selection import Score
+from .structures import STRUCTURES, find_groups
 
+__all__ = ["CRITERIA", "SCOPES", "check_options", "pattern_sparsity", "prune", "select"]
 
-def random_scores(seed: int) -> Score:
-    """Uniform scores in `[0, 1)` that depend on seed, tensor name and position alone, not on device or process."""
-
-    def score(name: str, start: int, piece: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}/{start}".encode()))
-        scores = torch.rand(piece.numel(), generator=generator).to(piece.device)
-        return scores.where(piece.isfinite(), torch.inf)  # Refused by the selection, as under any other criterion.
-
-    return score
-
-
-CRITERIA: dict[str, Callable[[int], Score]] = {"magnitude": lambda seed: magnitude, "random": random_scores}
-"""Criterion name -> seed -> score. The weights of the smallest score are removed."""
+COMBINATIONS = (
+    "pattern 'unstructured' with any criterion and scope 'erk', 'global', 'uniform' or 'uniform+', or with criterion "
+    "'magnitude' and scope 'lamp'; pattern 'N:M' with any criterion and scope 'uniform'; patterns "
+    f"{', '.join(repr(s) for s in sorted(STRUCTURES))} with criterion 'magnitude' or 'random' and scope 'uniform'"
+)
+"""All that exist, in words."""
 
 
 def prune(
@@ -32,7 +28,8 @@ def prune(
     sparsity: float,
     *,
     scope: str = "global",
-    criterion: str = "magnitude",
+    criterion: str | Score = "magnitude",
+    pattern: str = UNSTRUCTURED,
     target_modules: str | list[str] | None = None,
     exclude_modules: str | list[str] | None = None,
     max_sparsity_per_layer: float | None = None,
@@ -42,18 +39,35 @@ def prune(
     """
     Prune a model in place: choose masks and set the pruned weights to exactly `0.0`.
 
-    `round(sparsity * n)` of the `n` prunable weights are removed in all, weights that were removed before included.
+    Without a pattern, `round(sparsity * n)` of the `n` prunable weights are removed in all, weights that were removed
+    before included. Among equal scores the lower (tensor, flat index) goes first.
 
     Args:
         model (`nn.Module`): The model. Its prunable weights: [`find_prunable`].
-        sparsity (`float`): Fraction removed of the prunable weights, in `[0, 1)`.
-        scope (`str`, *optional*, defaults to `"global"`): `"global"` ranks all weights together, `"uniform"` removes
-            the same fraction of every tensor.
-        criterion (`str`, *optional*, defaults to `"magnitude"`): `"magnitude"` removes the smallest `|w|`
-            (Han et al. 2015), `"random"` any.
+        sparsity (`float`): Fraction removed of the prunable weights, or of the units of a structured pattern, in `[0, 1)`.
+        scope (`str`, *optional*, defaults to `"global"`): How the tensors share the removal.
+
+            - `"global"`: one ranking of all weights.
+            - `"uniform"`: the same fraction of every tensor.
+            - `"erk"`: survivors in proportion to the sum of a tensor's dimensions (Evci et al. 2020): [`erk_survivors`].
+            - `"lamp"`: one ranking of `w_u^2 / sum(w_v^2)` over `v` at or above `u` (Lee et al. 2021): [`lamp_scores`].
+            - `"uniform+"`: the first prunable tensor stays dense, the last loses at most 80 %, the others the same
+              fraction (Gale et al. 2019; what is first and last in a Transformer is our assumption).
+        criterion (`str` or `Callable`, *optional*, defaults to `"magnitude"`): `"magnitude"` removes the smallest `|w|`
+            (Han et al. 2015), `"random"` any, other rows of `CRITERIA` or a function `(tensor name, start, piece of the
+            flat tensor from start) -> scores` (non-negative, float32, of the piece's length) whatever scores lowest.
+        pattern (`str`, *optional*, defaults to `"unstructured"`): Other patterns than the default need
+            `scope="uniform"`, and then
+
+            - `"N:M"` (such as `"2:4"`, Mishra et al. 2021) keeps `ceil(M (1 - sparsity))` of every `M` neighbours along
+              the input dimension: `N` of them at a sparsity of `1 - N/M`, which is the highest that it allows. Tensors
+              that do not divide stay as they are ([`nm_skipped`], and a warning).
+            - `"neurons"`, `"heads"`, `"filters"` remove `round(sparsity * units)` whole units of every layer, those of the
+              smallest L2 norm ([`find_groups`]). The masks hold all parameters of a unit, biases included, and no others.
         target_modules, exclude_modules (`str` or `list[str]`, *optional*): As in [`find_prunable`].
-        max_sparsity_per_layer (`float`, *optional*): No tensor loses more than this fraction, in `(0, 1]`; what it may not
-            lose is taken from the other tensors. Keeps a global ranking from emptying whole layers.
+        max_sparsity_per_layer (`float`, *optional*): No tensor loses more than this fraction, in `(0, 1]`. Under `"global"`
+            and `"lamp"` what it may not lose is taken from the other tensors, which keeps a ranking from emptying whole
+            layers; where the scope or the pattern fixes what every tensor loses, more than this is an error.
         within (`Masks`, *optional*): Masks of an earlier phase; what they removed stays removed. Defaults to the exact
             zeros of the prunable weights.
         seed (`int`, *optional*, defaults to 0): For `criterion="random"`.
@@ -62,25 +76,35 @@ def prune(
         [`Masks`]: Parameter name -> bool tensor of its shape, `True` = kept.
 
     Raises:
-        ValueError: For a sparsity outside `[0, 1)` or lower than the model's own, an unknown scope or criterion, nothing
-            to prune, NaN or infinite weights. The model is unchanged then.
+        ValueError: For a sparsity outside `[0, 1)` or lower than the model's own, a scope, criterion or pattern that is
+            unknown or does not go with the others, nothing to prune, NaN or infinite weights. The model is unchanged then.
     """
     check_sparsity("sparsity", sparsity)
-    weights = find_prunable(model, target_modules, exclude_modules).parameters
-    if within is not None and list(within) != list(weights):
-        raise ValueError(
-            f"`within` must hold the masks of the {len(weights)} prunable tensors in the model's order, got {len(within)} "
-            "others. Use the same target_modules and exclude_modules in every phase."
-        )
-    for name, mask in (within or {}).items():
-        if mask.shape != weights[name].shape:
-            raise ValueError(
-                f"`within` must hold masks of the weights' shapes, but for {name!r} the weight has shape "
-                f"{tuple(weights[name].shape)} and the mask {tuple(mask.shape)}."
-            )
-    alive = within if within is not None else {n: w.detach() != 0 for n, w in weights.items() if not w.all()}
+    check_options(scope, criterion, max_sparsity_per_layer, pattern)
     limit = 1.0 if max_sparsity_per_layer is None else max_sparsity_per_layer
-    masks = Masks(select(weights, alive, sparsity, scope=scope, criterion=criterion, seed=seed, limit=limit))
+    groups = find_groups(model, pattern, target_modules, exclude_modules) if pattern in STRUCTURES else []
+    if groups:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        weights: Mapping[str, Tensor] = {m.parameter: parameters[m.parameter] for g in groups for m in g.members}
+    else:
+        weights = find_prunable(model, target_modules, exclude_modules).parameters
+    _check_within(within, weights)
+    alive = within if within is not None else {n: w.detach() != 0 for n, w in weights.items() if not w.all()}
+    if pattern == UNSTRUCTURED:
+        chosen = select(weights, alive, sparsity, scope=scope, criterion=criterion, seed=seed, limit=limit)
+    else:
+        _check_limit(pattern, sparsity, limit)
+        score = score_of(criterion, seed)
+        if groups:
+            chosen = select_units(groups, weights, alive, sparsity, score)
+        else:
+            chosen = select_nm(weights, input_dims(model, weights), alive, sparsity, pattern, score)
+    masks = Masks(chosen)
+    if within is not None and not masks.is_within(within):
+        raise ValueError(
+            f"`within` must hold masks of whole {pattern}, got masks that remove parts of them. "
+            "Use the same pattern in every phase."
+        )
     masks.apply_(model)
     return masks
 
@@ -91,12 +115,12 @@ def select(
     sparsity: float,
     *,
     scope: str = "global",
-    criterion: str = "magnitude",
+    criterion: str | Score = "magnitude",
     seed: int = 0,
     limit: float = 1.0,
 ) -> dict[str, Tensor]:
     """
-    The pure part of [`prune`]: weights and what is alive of them in, masks out.
+    The pure part of [`prune`] without a pattern: weights and what is alive of them in, masks out.
 
     Args:
         weights (`Mapping[str, Tensor]`): Name -> weights of any shape.
@@ -106,70 +130,50 @@ def select(
         limit (`float`, *optional*, defaults to 1.0): Highest sparsity of any tensor, in `(0, 1]`.
     """
     check_options(scope, criterion, limit)
-    return SCOPES[scope](weights, alive, sparsity, limit, CRITERIA[criterion](seed))
+    return SCOPES[scope](weights, alive, sparsity, limit, score_of(criterion, seed))
 
 
-def check_options(scope: str, criterion: str, limit: float | None) -> None:
-    """Raise `ValueError` for a scope or criterion that is not in its table, or a limit (if any) outside `(0, 1]`."""
-    if criterion not in CRITERIA:
+def check_options(scope: str, criterion: str | Score, limit: float | None, pattern: str = UNSTRUCTURED) -> None:
+    """Raise `ValueError` for options outside their tables, a limit (if any) outside `(0, 1]`, or what does not combine."""
+    if isinstance(criterion, str) and criterion not in CRITERIA:
         raise ValueError(f"pruning_criterion must be one of {sorted(CRITERIA)}, got {criterion!r}.")
     if scope not in SCOPES:
         raise ValueError(f"pruning_scope must be one of {sorted(SCOPES)}, got {scope!r}.")
+    parse_nm(pattern)
     if limit is not None and not 0.0 < limit <= 1.0:
         raise ValueError(
             f"max_sparsity_per_layer must lie in (0, 1], got {limit}. Pass 0.98 to keep 2 % of every layer."
         )
-
-
-def _select_global(weights, alive, sparsity, limit, score) -> dict[str, Tensor]:
-    """One ranking of all weights. Tensors that would lose more than `limit` lose just that; the others lose the rest."""
-    total = sum(w.numel() for w in weights.values())
-    zeros = {name: _num_zeros(alive, name) for name in weights}
-    to_remove = _to_remove("The model", round(sparsity * total), total, sum(zeros.values()))
-    room = {name: max(int(limit * w.numel() + 1e-6) - zeros[name], 0) for name, w in weights.items()}
-    if sum(room.values()) < to_remove:
+    if not _exists(scope, criterion, pattern):
         raise ValueError(
-            f"sparsity={sparsity} cannot be reached while no tensor may lose more than max_sparsity_per_layer={limit}. "
-            "Raise max_sparsity_per_layer above the sparsity."
+            f"pruning_scope={scope!r}, pruning_criterion={criterion!r} and pruning_pattern={pattern!r} do not go together. "
+            f"There is {COMBINATIONS}."
         )
-    masks: dict[str, Tensor] = {}
-    free = dict(weights)
-    while True:
-        chosen = keep_largest(free, to_remove, alive, score)
-        full = [n for n in free if chosen[n].numel() - int(chosen[n].sum()) - zeros[n] > room[n]]
-        if not full:
-            return {name: {**masks, **chosen}[name] for name in weights}
-        for name in full:
-            masks |= keep_largest({name: free.pop(name)}, room[name], alive, score)
-            to_remove -= room[name]
 
 
-def _select_uniform(weights, alive, sparsity, limit, score) -> dict[str, Tensor]:
-    """The same fraction of every tensor."""
+def _exists(scope: str, criterion: str | Score, pattern: str) -> bool:
+    if pattern == UNSTRUCTURED:
+        return scope != "lamp" or criterion == "magnitude"
+    return scope == "uniform" and (pattern not in STRUCTURES or criterion in ("magnitude", "random"))
+
+
+def _check_limit(pattern: str, sparsity: float, limit: float) -> None:
     if sparsity > limit:
         raise ValueError(
-            f"pruning_scope='uniform' removes {sparsity} of every tensor, more than max_sparsity_per_layer={limit} allows. "
-            "Raise max_sparsity_per_layer, or leave it out."
+            f"pruning_pattern={pattern!r} removes {sparsity} of every layer, more than max_sparsity_per_layer={limit} "
+            "allows. Raise max_sparsity_per_layer, or leave it out."
         )
-    masks: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        removed = _to_remove(repr(name), round(sparsity * weight.numel()), weight.numel(), _num_zeros(alive, name))
-        masks |= keep_largest({name: weight}, removed, alive, score)
-    return masks
 
 
-SCOPES = {"global": _select_global, "uniform": _select_uniform}
-
-
-def _num_zeros(alive: Mapping[str, Tensor], name: str) -> int:
-    return alive[name].numel() - int(alive[name].sum()) if name in alive else 0
-
-
-def _to_remove(what: str, target: int, total: int, removed: int) -> int:
-    """How many more weights must go so that `target` of `total` are gone."""
-    if removed > target:
+def _check_within(within: Masks | None, weights: Mapping[str, Tensor]) -> None:
+    if within is not None and list(within) != list(weights):
         raise ValueError(
-            f"{what} already is {removed / total:.4%} sparse ({removed:,} of {total:,} prunable weights are zero), more "
-            f"than the {target:,} that were asked for. Ask for a higher sparsity: pruning never brings weights back."
+            f"`within` must hold the masks of the {len(weights)} prunable tensors in the model's order, got {len(within)} "
+            "others. Use the same target_modules, exclude_modules and pattern in every phase."
         )
-    return target - removed
+    for name, mask in (within or {}).items():
+        if mask.shape != weights[name].shape:
+            raise ValueError(
+                f"`within` must hold masks of the weights' shapes, but for {name!r} the weight has shape "
+                f"{tuple(weights[name].shape)} and the mask {tuple(mask.shape)}."
+            )

@@ -68,6 +68,23 @@ def keep_largest(
     return masks
 
 
+def scores_of(name: str, tensor: Tensor, score: Score = magnitude) -> Tensor:
+    """All scores of one tensor, in its shape."""
+    flat = tensor.detach().reshape(-1)
+    pieces = [score(name, start, flat[start : start + CHUNK]) for start in range(0, flat.numel(), CHUNK)]
+    return torch.cat([flat.new_empty(0, dtype=torch.float32), *pieces]).reshape(tensor.shape)
+
+
+def check_finite(name: str, scores: Tensor) -> None:
+    """Raise `ValueError` if a score is NaN or infinite."""
+    if not scores.isfinite().all():
+        raise ValueError(_not_finite(name))
+
+
+def _not_finite(name: str) -> str:
+    return f"{name!r} holds NaN or infinite weights: it cannot be pruned. Repair or retrain the model."
+
+
 def _threshold(tensors, num_removed, alive, score) -> tuple[int, int]:
     """Bits of the `num_removed`-th smallest score (counted from 0), and how many scores lie strictly below it."""
     high = torch.zeros(HIGH_BINS, dtype=torch.int64)
@@ -77,9 +94,7 @@ def _threshold(tensors, num_removed, alive, score) -> tuple[int, int]:
             chosen = bits if living is None else bits[living]
             counts += torch.bincount(chosen >> 16, minlength=HIGH_BINS)
         if counts[INFINITY_BIN:].any():
-            raise ValueError(
-                f"{name!r} holds NaN or infinite weights: it cannot be pruned. Repair or retrain the model."
-            )
+            raise ValueError(_not_finite(name))
         high += counts.cpu()
     high_bin, below = _locate(high, num_removed)
     low = torch.zeros(LOW_BINS, dtype=torch.int64)

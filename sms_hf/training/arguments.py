@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, cast
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from ..soup.recipes import SOUP_METHODS
-from ..sparsity.pruning import CRITERIA, SCOPES, check_options
-from .candidates import Phase, make_plan
+from ..sparsity.pruning import CRITERIA, SCOPES, check_options, pattern_sparsity
+from ..sparsity.schedules import RETRAIN_SCHEDULES
+from .candidates import Phase, vary_candidates
 from .fanout import Processes, join_processes
+from .learning_rate import check_schedule
+from .methods import METHODS, Request, make_plan
 
 _TrainingArguments = TrainingArguments if TYPE_CHECKING else object
 
@@ -21,6 +24,15 @@ class SparseSoupArguments(_TrainingArguments):
     `class SoupSFTConfig(SparseSoupArguments, SFTConfig)`. Help of each option: its field.
     """
 
+    pruning_method: str = field(
+        default="sms",
+        metadata={
+            "help": "'sms': sparse model soups. One model: 'pruned' (not retrained), 'one-shot', 'imp', 'imp-mx' (IMP, "
+            "retrained as long as all candidates together), 'gmp', 'dpf', 'bimp' (one training of num_phases x "
+            "num_train_epochs, pruned meanwhile). Several: 'imp-reprune', 'imp-avg', 'gmp-sms', 'dpf-sms', 'bimp-sms'.",
+            "choices": sorted(METHODS),
+        },
+    )
     target_sparsity: float = field(
         default=0.8, metadata={"help": "Fraction of the prunable weights to remove in the end, in [0, 1)."}
     )
@@ -51,7 +63,8 @@ class SparseSoupArguments(_TrainingArguments):
     pruning_scope: str = field(
         default="global",
         metadata={
-            "help": "'global' ranks the weights of all layers together, 'uniform' prunes every layer equally.",
+            "help": "'global' ranks the weights of all layers together, 'uniform' prunes every layer equally, 'erk' and "
+            "'uniform+' spare small layers and the first one, 'lamp' ranks by the share in what is left of a layer.",
             "choices": sorted(SCOPES),
         },
     )
@@ -60,6 +73,13 @@ class SparseSoupArguments(_TrainingArguments):
         metadata={
             "help": "Which weights go first: 'magnitude' the smallest, 'random' any.",
             "choices": sorted(CRITERIA),
+        },
+    )
+    pruning_pattern: str = field(
+        default="unstructured",
+        metadata={
+            "help": "'unstructured', 'N:M' such as '2:4' (N of M consecutive weights are kept), or whole 'neurons', 'heads' or "
+            "'filters'. All but the first need pruning_scope 'uniform'."
         },
     )
     target_modules: list[str] | str | None = field(
@@ -76,6 +96,49 @@ class SparseSoupArguments(_TrainingArguments):
         default=None,
         metadata={"help": "No layer may lose more than this fraction, in (0, 1]. Guards against emptied layers."},
     )
+    pruning_interval: float | None = field(
+        default=None,
+        metadata={
+            "help": "GMP and DPF: epochs between two pruning events. Default: a tenth of the training; with soups so many that "
+            "there are num_phases events."
+        },
+    )
+    dense_train_epochs: float | None = field(
+        default=None,
+        metadata={"help": "BIMP: epochs of dense training before the first pruning. Default: half of the budget."},
+    )
+    retrain_schedule: str | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of retraining: 'llr' linear, 'allr' linear from a peak that depends on what was pruned, "
+            "'clr' cosine, 'ft' constant, 'lrw' and 'slr' as in the dense training. Default: lr_scheduler_type.",
+            "choices": sorted(RETRAIN_SCHEDULES),
+        },
+    )
+    min_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Last learning rate of the dense training: 'ft' stays at it, 'clr' ends at it. Default: its log, or 0."
+        },
+    )
+    original_schedule: str | None = field(
+        default=None,
+        metadata={
+            "help": "Schedule of the dense training for 'lrw' and 'slr': its folder or trainer_state.json, or a name such as "
+            "'linear' (with original_num_epochs)."
+        },
+    )
+    original_num_epochs: float | None = field(
+        default=None,
+        metadata={"help": "Epochs of the dense training, for 'allr', or with a name in original_schedule."},
+    )
+    bn_recalibration_fraction: float = field(
+        default=1.0,
+        metadata={
+            "help": "Fraction of the training data, in [0, 1], from which the statistics of batch norms are estimated again "
+            "for every candidate and soup. 0: not at all. Models without batch norm are left alone."
+        },
+    )
     keep_candidates: bool = field(
         default=False, metadata={"help": "Keep the weights of every candidate, not only of the soups."}
     )
@@ -87,7 +150,11 @@ class SparseSoupArguments(_TrainingArguments):
             self.vary = _parse_vary(self.vary)
         if self.soup_method not in SOUP_METHODS:
             raise ValueError(f"soup_method must be one of {sorted(SOUP_METHODS)}, got {self.soup_method!r}.")
-        check_options(self.pruning_scope, self.pruning_criterion, self.max_sparsity_per_layer)
+        check_options(self.pruning_scope, self.pruning_criterion, self.max_sparsity_per_layer, self.pruning_pattern)
+        self._check_pattern()
+        check_schedule(self)
+        if not 0.0 <= self.bn_recalibration_fraction <= 1.0:
+            raise ValueError(f"bn_recalibration_fraction must lie in [0, 1], got {self.bn_recalibration_fraction}.")
         if self.max_sparsity_per_layer is not None and self.max_sparsity_per_layer < self.target_sparsity:
             # The last phase would find out, after all the others were trained.
             raise ValueError(
@@ -107,6 +174,19 @@ class SparseSoupArguments(_TrainingArguments):
         if self.n_gpu > 1:  # One candidate, one device: a launch gives every process its own. No nn.DataParallel.
             self._n_gpu = 1
         self.make_plan()
+        if self.load_best_model_at_end and METHODS[self.pruning_method].prunes_while_training:
+            raise ValueError(
+                f"Expected no load_best_model_at_end with pruning_method={self.pruning_method!r}: an earlier checkpoint is not "
+                "pruned to the end. Leave it out."
+            )
+
+    def _check_pattern(self) -> None:
+        given = pattern_sparsity(self.pruning_pattern)
+        if given is not None and abs(given - self.target_sparsity) > 1e-6:
+            raise ValueError(
+                f"pruning_pattern={self.pruning_pattern!r} removes {given:g} of the weights, target_sparsity is "
+                f"{self.target_sparsity:g}. Set target_sparsity={given:g}."
+            )
 
     @property
     def processes(self) -> Processes:
@@ -116,7 +196,18 @@ class SparseSoupArguments(_TrainingArguments):
     def make_plan(self) -> list[Phase]:
         """The phases and candidates that these arguments ask for; `ValueError` where they make no sense."""
         vary = cast("dict | None", self.vary)  # Parsed when the arguments were made.
-        return make_plan(self.target_sparsity, self.num_phases, self.num_candidates, vary, self.seed)
+        request = Request(
+            target_sparsity=self.target_sparsity,
+            num_phases=self.num_phases,
+            variants=vary_candidates(self.num_candidates, vary, self.seed),
+            num_train_epochs=self.num_train_epochs,
+            max_steps=self.max_steps,
+            warmup_steps=self.warmup_steps,
+            pruning_interval=self.pruning_interval,
+            dense_train_epochs=self.dense_train_epochs,
+            original_num_epochs=self.original_num_epochs,
+        )
+        return make_plan(self.pruning_method, request)
 
     @property
     def selection_metric(self) -> tuple[str, bool]:

@@ -1,11 +1,9 @@
-"""The plan of a run as pure values: phases, candidates, and what varies between them."""
+"""Candidates as pure values: what varies between them, and what a phase consists of."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
-
-from ..sparsity.schedules import phase_sparsities
 
 # The arguments that change what retraining computes. Others (logging, saving, the Hub) do not make a candidate.
 HYPERPARAMETERS = (
@@ -17,6 +15,7 @@ HYPERPARAMETERS = (
     "max_steps",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
+    "retrain_schedule",
     "warmup_steps",
     "optim",
     "optim_args",
@@ -44,30 +43,51 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Phase:
-    """One prune, retrain, soup cycle. `number` counts from 1, `sparsity` is that of its parent, in `[0, 1)`."""
+    """
+    One prune, retrain, merge cycle.
+
+    Attributes:
+        number (`int`): Counts from 1.
+        sparsity (`float`): What its parent is pruned to, in `[0, 1)`.
+        candidates (`tuple[Candidate, ...]`): Who is retrained.
+        own_parents (`bool`): Every candidate starts from its own weights of the phase before, pruned on their own, and
+            not from a parent that all share.
+        merge (`str`): What becomes of the candidates: `"soup"` (averaged by `soup_method`), `"none"` (they go on, each
+            for itself), `"average"` (all, whatever their masks) or `"reprune"` (all, then pruned to `sparsity` again).
+        events (`tuple[tuple[float, float], ...]`): Pruning while a candidate is trained: (fraction of its steps, sparsity
+            from then on).
+        feedback (`bool`): While it is trained the dense weights live on behind the mask (DPF).
+        keeps_dense (`bool`): The dense weights are what the phase hands on; they are pruned only to be scored.
+        window (`tuple[float, float]`): The part of one learning rate schedule that this phase goes through.
+    """
 
     number: int
     sparsity: float
     candidates: tuple[Candidate, ...]
+    own_parents: bool = False
+    merge: str = "soup"
+    events: tuple[tuple[float, float], ...] = ()
+    feedback: bool = False
+    keeps_dense: bool = False
+    window: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def final_sparsity(self) -> float:
+        """Sparsity at the end of the phase."""
+        return self.events[-1][1] if self.events else self.sparsity
 
 
-def make_plan(
-    target_sparsity: float,
-    num_phases: int,
-    num_candidates: int | None = None,
-    vary: Mapping[str, Sequence[Any]] | None = None,
-    seed: int = 42,
-) -> list[Phase]:
+def vary_candidates(
+    num_candidates: int | None = None, vary: Mapping[str, Sequence[Any]] | None = None, seed: int = 42
+) -> list[dict[str, Any]]:
     """
-    The phases of a run and the candidates of each.
+    The overrides of every candidate of the first phase, each with its seed.
 
     With several keys in `vary` the candidates are all combinations of the values, the last key changing fastest.
     Without a `"seed"` among them all candidates of a phase share one seed; without `vary` the seed is what varies
-    (`seed`, `seed + 1`, ...), the best knob in the paper. Every phase adds `SEED_STRIDE` to the seeds.
+    (`seed`, `seed + 1`, ...), the best knob in the paper.
 
     Args:
-        target_sparsity (`float`): Goal, in `[0, 1)`.
-        num_phases (`int`): Cycles, at least 1.
         num_candidates (`int`, *optional*): Candidates per phase, at least 1. Default: what `vary` gives, else 3.
         vary (`Mapping[str, Sequence]`, *optional*): Hyperparameter -> its values.
         seed (`int`, *optional*, defaults to 42): Base seed.
@@ -88,15 +108,7 @@ def make_plan(
             f"({' x '.join(f'{len(values)} {key}' for key, values in vary.items())}). Leave num_candidates out, or change "
             "the values."
         )
-    return [
-        Phase(number, sparsity, tuple(_candidates(combinations, seed, SEED_STRIDE * (number - 1))))
-        for number, sparsity in enumerate(phase_sparsities(target_sparsity, num_phases), start=1)
-    ]
-
-
-def _candidates(combinations: list[dict[str, Any]], seed: int, offset: int):
-    for i, overrides in enumerate(combinations, start=1):
-        yield Candidate(f"candidate-{i}", {**overrides, "seed": overrides.get("seed", seed) + offset})
+    return [{**overrides, "seed": overrides.get("seed", seed)} for overrides in combinations]
 
 
 def check_vary(vary: Mapping[str, Sequence[Any]] | None) -> dict[str, list[Any]]:

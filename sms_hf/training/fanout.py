@@ -10,7 +10,8 @@ alive for its workers: small JSON values; weights travel as files.
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -66,6 +67,7 @@ class Processes:
 
     def take(self, key: str) -> int:
         """The next number of a counter that all processes share: 0, 1, 2, ..."""
+        key = f"counter/{key}"  # A value may be published under the same key.
         if self.store is not None:
             return self.store.add(key, 1) - 1
         self._local[key] = self._local.get(key, -1) + 1
@@ -135,6 +137,23 @@ def join_processes() -> Processes:
     if _joined is None:
         _joined = _join()
     return _joined
+
+
+@contextmanager
+def single_process() -> Iterator[Processes]:
+    """
+    Work for one process alone, while the launch goes on outside.
+
+    Inside, `join_processes()` gives a single process of its own: arguments and trainers that are made there train all
+    candidates themselves, and a failure does not end the others. For many small runs side by side: fan out the runs, not
+    the candidates.
+    """
+    global _joined
+    launch, _joined = join_processes(), Processes()
+    try:
+        yield _joined
+    finally:
+        _joined = launch
 
 
 def _join() -> Processes:

@@ -11,6 +11,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..soup.checkpoint import MASKS
 from ..sparsity.masks import Masks
 from .evaluation import WeightedMean, count_targets
+from .gradual import GradualPruning
 from .masking import MaskEnforcer
 from .weights import ignores_num_items_in_batch, no_progress_bars, shifts_labels, state_dict_names
 
@@ -37,6 +38,7 @@ class MaskedTrainerMixin(_Trainer):
         self._loss_shifts_labels = shifts_labels(self.model)
         self._enforcer: MaskEnforcer | None = None
         self._hooked: torch.optim.Optimizer | None = None
+        self._gradual: GradualPruning | None = None
         self._eval_loss = WeightedMean()
 
     @property
@@ -47,6 +49,18 @@ class MaskedTrainerMixin(_Trainer):
     @masks.setter
     def masks(self, masks: Masks | None) -> None:
         self._enforcer = None if masks is None else MaskEnforcer(masks)
+
+    def prune_while_training(self, gradual: GradualPruning) -> None:
+        """Let masks change during the next `train()`, from those that are set now."""
+        assert self.masks is not None
+        self._gradual = gradual
+        self.masks = gradual.begin(self.model, self.masks)
+
+    def end_pruning(self, keep_dense: bool = False) -> None:
+        """Make the masks that changed permanent, or bring the dense weights back in place of them."""
+        if self._gradual is not None:
+            assert self.masks is not None
+            self.masks, self._gradual = self._gradual.finish(self.model, self.masks, keep_dense), None
 
     def _save_named(self, folder: Path) -> None:
         """Save a model folder with the names of the state dict."""
@@ -60,20 +74,40 @@ class MaskedTrainerMixin(_Trainer):
         # The one that Accelerate wraps around it has no hooks.
         raw = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
         if raw is not self._hooked:
-            raw.register_step_post_hook(lambda *_: self._mask_weights_())
+            raw.register_step_pre_hook(lambda *_: self._before_step())
+            raw.register_step_post_hook(lambda optimizer, *_: self._after_step(optimizer))
             self._hooked = raw
         return optimizer
 
-    def _mask_weights_(self) -> None:
+    def _before_step(self) -> None:
+        if self._gradual is not None:
+            self._gradual.before_step(self.model)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._gradual is not None:
+            # Trainer counts a step when the optimizer has returned.
+            step, last = self.state.global_step + 1, self.state.max_steps
+            before = self.masks
+            assert before is not None
+            after = self._gradual.after_step(self.model, optimizer, before, step, last)
+            if after is not before:
+                self.masks = after
         if self._enforcer is not None:
             self._enforcer.mask_weights_(self.model)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
+        feedback = self._gradual is not None and self._gradual.feedback
         # Trainer clips right after this; no callback comes in between.
-        if self._enforcer is not None and self.accelerator.sync_gradients:
+        if self._enforcer is not None and self.accelerator.sync_gradients and not feedback:
             self._enforcer.mask_gradients_(self.model)
         return loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._gradual is not None:
+            self._gradual.load(Path(resume_from_checkpoint))
+            self.masks = Masks.load(Path(resume_from_checkpoint) / MASKS)
 
     def _save_checkpoint(self, model, trial) -> None:
         with state_dict_names(self.model):
@@ -85,6 +119,8 @@ class MaskedTrainerMixin(_Trainer):
         super()._save(output_dir, state_dict)
         if self.masks is not None:
             self.masks.save(Path(output_dir or str(self.args.output_dir)) / MASKS)
+        if self._gradual is not None:
+            self._gradual.save(Path(output_dir or str(self.args.output_dir)))
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **kwargs):
         label = next((inputs[name] for name in self.label_names if inputs.get(name) is not None), None)

@@ -1,7 +1,9 @@
 """The lines that a run prints while it goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from .candidates import Phase
 
 
 def describe(overrides: Mapping[str, Any]) -> str:
@@ -13,11 +15,17 @@ def dense_line(metrics: Mapping[str, float], metric: str) -> str:
     return f"dense model: {metric} {metrics[metric]:.4g}"
 
 
-def parent_line(number: int, num_phases: int, parent: Mapping[str, Any]) -> str:
-    return (
-        f"phase {number} of {num_phases}: {parent['sparsity']:.2%} of the prunable weights removed, "
-        f"{parent['num_kept']:,} of {parent['num_weights']:,} kept ({parent['model_sparsity']:.2%} of all weights removed)"
+def parent_line(phase: Phase, num_phases: int, parent: Mapping[str, Any]) -> str:
+    what = (
+        f"{parent['sparsity']:.2%} of the prunable weights removed, {parent['num_kept']:,} of {parent['num_weights']:,} kept "
+        f"({parent['model_sparsity']:.2%} of all weights removed)"
     )
+    if parent["skipped_by_pattern"]:
+        what += f"; left whole by the pattern: {', '.join(parent['skipped_by_pattern'])}"
+    if phase.events:
+        how = "the dense weights live on behind the mask" if phase.feedback else "gone weights stay gone"
+        what = f"pruned to {phase.final_sparsity:.2%} while it is trained, {how}"
+    return f"phase {phase.number} of {num_phases}: {what}"
 
 
 def candidate_line(number: int, record: Mapping[str, Any], metric: str) -> str:
@@ -28,9 +36,13 @@ def candidate_line(number: int, record: Mapping[str, Any], metric: str) -> str:
     )
 
 
-def soup_line(phase: Mapping[str, Any], metric: str) -> str:
-    count = len(phase["soup"]["ingredients"])
-    return (
-        f"phase {phase['number']}: mean candidate {phase['mean_score']:.4g}, best candidate {phase['best_score']:.4g}, "
-        f"soup of {count} {phase['soup']['score']:.4g} ({metric})"
+def soup_lines(phase: Mapping[str, Any], metric: str) -> Iterator[str]:
+    """The end of a phase, and a line for every pair of candidates that share no basin."""
+    line = (
+        f"phase {phase['number']}: mean candidate {phase['mean_score']:.4g}, best candidate {phase['best_score']:.4g}"
     )
+    if phase["soup"]:
+        line += f", soup of {len(phase['soup']['ingredients'])} {phase['soup']['score']:.4g}"
+    yield f"{line} ({metric})"
+    for warning in phase["diagnostics"].get("warnings", []):
+        yield f"phase {phase['number']}: {warning}"

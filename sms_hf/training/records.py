@@ -2,16 +2,20 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import torch
+from torch import nn
 from transformers.trainer_utils import TrainOutput
 
-from ..soup.recipes import GreedyTrial
+from ..sparsity.masks import Masks
 from .candidates import HYPERPARAMETERS, Phase
 
 # Besides the hyperparameters, the arguments that change the result of a run. Others may differ when it is resumed.
 DECIDING = (
+    "pruning_method",
     "target_sparsity",
     "num_phases",
     "num_candidates",
@@ -19,6 +23,13 @@ DECIDING = (
     "soup_method",
     "pruning_scope",
     "pruning_criterion",
+    "pruning_pattern",
+    "pruning_interval",
+    "dense_train_epochs",
+    "min_learning_rate",
+    "original_schedule",
+    "original_num_epochs",
+    "bn_recalibration_fraction",
     "target_modules",
     "exclude_modules",
     "max_sparsity_per_layer",
@@ -47,14 +58,47 @@ def run_settings(
     }
 
 
+@dataclass(frozen=True)
+class Norms:
+    """
+    What ALLR compares (Zimmer et al., ICLR 2023).
+
+    Attributes:
+        before, after (`float`): L2 norm of all weights and biases before and after pruning, the latter at most the former.
+        fraction (`float`): Removed of the prunable weights that were left, in `[0, 1)`.
+    """
+
+    before: float
+    after: float
+    fraction: float
+
+
+def weight_norm(model: nn.Module) -> float:
+    """L2 norm of all parameters called `weight` or `bias`, each tied tensor once."""
+    parts = [p.detach() for name, p in model.named_parameters() if name.endswith(("weight", "bias"))]
+    return float(torch.stack([torch.linalg.vector_norm(p, dtype=torch.float64) for p in parts]).norm())
+
+
+def parent_record(model: nn.Module, masks: Masks, norms: Norms, skipped: Mapping[str, str]) -> dict[str, Any]:
+    """The parent of a phase: what was removed, and which tensors a pattern of N:M could not take."""
+    return {
+        "sparsity": masks.sparsity(),
+        "model_sparsity": (masks.num_weights - masks.num_kept) / sum(p.numel() for p in model.parameters()),
+        "num_kept": masks.num_kept,
+        "num_weights": masks.num_weights,
+        "mask_fingerprint": masks.fingerprint(),
+        "sparsity_per_tensor": masks.sparsity_per_tensor(),
+        "norms": dataclasses.asdict(norms),
+        "skipped_by_pattern": dict(skipped),
+    }
+
+
 def phase_record(
     phase: Phase,
     parent: Mapping[str, Any],
     candidates: Sequence[Mapping[str, Any]],
-    ingredients: Sequence[str],
-    trials: Sequence[GreedyTrial],
-    metrics: Mapping[str, float],
-    metric: str,
+    soup: Mapping[str, Any] | None,
+    diagnostics: Mapping[str, Any],
     greater_is_better: bool,
 ) -> dict[str, Any]:
     """A phase in the report: parent, candidates with mean and best, soup with its ingredients and every trial."""
@@ -65,12 +109,8 @@ def phase_record(
         "candidates": [dict(candidate) for candidate in candidates],
         "mean_score": sum(scores) / len(scores),
         "best_score": max(scores) if greater_is_better else min(scores),
-        "soup": {
-            "ingredients": list(ingredients),
-            "score": metrics[metric],
-            "metrics": dict(metrics),
-            "trials": [dataclasses.asdict(trial) for trial in trials],
-        },
+        "soup": None if soup is None else dict(soup),
+        "diagnostics": dict(diagnostics),
     }
 
 
@@ -80,11 +120,13 @@ def train_output(report: Mapping[str, Any], seconds: float) -> TrainOutput:
     metrics: dict[str, float] = {"train_runtime": seconds}
     for phase in report["phases"]:
         prefix = f"phase_{phase['number']}"
-        metrics[f"{prefix}_sparsity"] = phase["parent"]["sparsity"]
+        metrics[f"{prefix}_sparsity"] = phase["soup"]["sparsity"] if phase["soup"] else phase["parent"]["sparsity"]
         metrics[f"{prefix}_mean_candidate_{report['metric']}"] = phase["mean_score"]
         metrics[f"{prefix}_best_candidate_{report['metric']}"] = phase["best_score"]
-        metrics |= {f"{prefix}_soup_{key}": value for key, value in phase["soup"]["metrics"].items()}
-    loss = sum(c["train_loss"] for c in candidates) / len(candidates)
+        if phase["soup"]:
+            metrics |= {f"{prefix}_soup_{key}": value for key, value in phase["soup"]["metrics"].items()}
+    losses = [c["train_loss"] for c in candidates if c["train_loss"] is not None]
+    loss = sum(losses) / len(losses) if losses else 0.0
     return TrainOutput(sum(c["steps"] for c in candidates), loss, metrics)
 
 

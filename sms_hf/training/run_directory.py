@@ -48,11 +48,23 @@ class RunDirectory:
     def candidate_record(self, number: int, name: str) -> Path:
         return self.phase(number) / f"{name}.json"
 
+    def candidate_records(self, number: int) -> list[Path]:
+        """Records of a phase that are there, in the order of the candidates."""
+        paths = self.phase(number).glob("candidate-*.json")
+        return sorted(paths, key=lambda path: int(path.stem.removeprefix("candidate-")))
+
     def soup(self, number: int) -> Path:
         return self.phase(number) / "soup"
 
     def trial(self, number: int) -> Path:
         return self.phase(number) / "trial"
+
+    def scratch(self, number: int) -> Path:
+        """A folder for a model that is scored and removed."""
+        return self.root / INTERNAL / f"scratch-{number}"
+
+    def remove(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
 
     def open(self, settings: dict[str, Any], resume: bool) -> None:
         """

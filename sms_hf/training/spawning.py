@@ -54,6 +54,8 @@ def candidate_args(args: SparseSoupArguments, phase: Phase, candidate: Candidate
         push_to_hub=False,
         num_candidates=1,
         vary=None,
+        # The phases are the run's; a candidate is one training, of any length.
+        pruning_method="pruned",
     )
 
 

@@ -17,7 +17,7 @@ REPORT = {
             "candidates": [candidate(1, 30.0), candidate(2, 31.5), {**candidate(3, None, "its bleu is nan")}],
             "mean_score": 30.75,
             "best_score": 31.5,
-            "soup": {"ingredients": ["candidate-2", "candidate-1"], "score": 32.0},
+            "soup": {"ingredients": ["candidate-2", "candidate-1"], "score": 32.0, "sparsity": 0.55278},
         }
     ],
 }
@@ -46,3 +46,18 @@ def test_without_test_scores_there_is_no_such_column_and_losses_have_four_digits
     report = {**REPORT, "metric": "loss", "phases": []}
     table = rows(format_report(report, style="github"))
     assert table == [["phase", "model", "sparsity %", "loss"], table[1], ["dense", "", "0.00", "1.8000"]]
+
+
+def test_one_candidate_needs_no_mean_and_a_phase_without_soup_has_no_row():
+    alone = {**REPORT["phases"][0], "candidates": [candidate(1, 30.0)], "mean_score": 30.0, "best_score": 30.0}
+    gradual = {
+        **alone,
+        "parent": {"sparsity": 0.0},
+        "soup": {"ingredients": ["candidate-1"], "score": 30.0, "sparsity": 0.9},
+    }
+    assert rows(format_report({**REPORT, "phases": [gradual]}, style="github"))[3:] == [
+        ["phase-1", "candidate-1 seed=41", "90.00", "30.00"]
+    ]
+    separate = {**REPORT["phases"][0], "soup": None}
+    last = rows(format_report({**REPORT, "phases": [separate]}, style="github"))[-1]
+    assert last == ["phase-1", "best candidate (2)", "55.28", "31.50"]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from toys import A, B, assert_unchanged, bits, model_of, num_zeros, snapshot
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from sms_hf.sparsity import Masks, find_prunable, phase_sparsities, prune
@@ -10,38 +11,10 @@ from sms_hf.sparsity import selection as selection_module
 
 torch.set_num_threads(1)
 
-A, B = [0.1, -0.05, 0.3, 0.2], [-0.2, 0.8, 0.9, 0.2]
-
-
-def model_of(dtype=torch.float32, **rows):
-    """One linear map `(1, len(row))` a row: parameters `a.weight`, `b.weight`, ..."""
-    model = nn.ModuleDict({name: nn.Linear(len(row), 1, bias=False) for name, row in rows.items()})
-    with torch.no_grad():
-        for name, row in rows.items():
-            model[name].weight.copy_(torch.tensor([row]))
-    return model.to(dtype)
-
-
-def bits(masks):
-    return {name.removesuffix(".weight"): mask.int().reshape(-1).tolist() for name, mask in masks.items()}
-
 
 def random_model(sizes, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return model_of(**{f"l{i}": torch.randn(n, generator=generator).tolist() for i, n in enumerate(sizes)})
-
-
-def snapshot(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def assert_unchanged(model, before):
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[name]), name
-
-
-def num_zeros(masks):
-    return masks.num_weights - masks.num_kept
 
 
 # --- literal masks ---
@@ -338,7 +311,7 @@ def test_random_spreads_over_the_tensors_whatever_their_magnitudes():
         ({"sparsity": float("nan")}, r"sparsity must lie in \[0, 1\), got nan"),
         (
             {"sparsity": 0.5, "scope": "layer"},
-            r"pruning_scope must be one of \['global', 'uniform'\], got 'layer'",
+            r"pruning_scope must be one of \['erk', 'global', 'lamp', 'uniform', 'uniform\+'\], got 'layer'",
         ),
         (
             {"sparsity": 0.5, "criterion": "wanda"},

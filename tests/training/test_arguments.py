@@ -8,6 +8,7 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments
 from sms_hf import SparseSoupArguments, SparseSoupTrainingArguments
 
 OPTIONS = [
+    "pruning_method",
     "target_sparsity",
     "num_phases",
     "num_candidates",
@@ -15,9 +16,17 @@ OPTIONS = [
     "soup_method",
     "pruning_scope",
     "pruning_criterion",
+    "pruning_pattern",
     "target_modules",
     "exclude_modules",
     "max_sparsity_per_layer",
+    "pruning_interval",
+    "dense_train_epochs",
+    "retrain_schedule",
+    "min_learning_rate",
+    "original_schedule",
+    "original_num_epochs",
+    "bn_recalibration_fraction",
     "keep_candidates",
 ]
 
@@ -60,8 +69,28 @@ def test_the_command_line_takes_a_mapping_as_json(tmp_path):
         ({"target_sparsity": 90}, "target_sparsity must lie in [0, 1), got 90"),
         ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
         ({"soup_method": "stone"}, "soup_method must be one of ['greedy', 'uniform'], got 'stone'"),
-        ({"pruning_scope": "local"}, "pruning_scope must be one of ['global', 'uniform'], got 'local'"),
+        (
+            {"pruning_scope": "local"},
+            "pruning_scope must be one of ['erk', 'global', 'lamp', 'uniform', 'uniform+'], got 'local'",
+        ),
         ({"pruning_criterion": "luck"}, "pruning_criterion must be one of ['magnitude', 'random'], got 'luck'"),
+        (
+            {"pruning_pattern": "2:4", "pruning_scope": "uniform"},
+            "pruning_pattern='2:4' removes 0.5 of the weights, target_sp",
+        ),
+        ({"pruning_pattern": "2:4", "target_sparsity": 0.5}, "scope"),
+        ({"pruning_pattern": "tiles"}, "pruning_pattern"),
+        ({"pruning_method": "snip"}, "pruning_method must be one of"),
+        (
+            {"retrain_schedule": "warp"},
+            "retrain_schedule must be one of ['allr', 'clr', 'ft', 'llr', 'lrw', 'slr'], got 'warp'",
+        ),
+        ({"retrain_schedule": "allr"}, "Set original_num_epochs to the epochs"),
+        ({"retrain_schedule": "ft"}, "Set min_learning_rate to it, above 0"),
+        ({"retrain_schedule": "lrw"}, "Set original_schedule to the folder or trainer_state.json"),
+        ({"retrain_schedule": "slr", "original_schedule": "linear"}, "needs original_num_epochs"),
+        ({"retrain_schedule": "slr", "original_schedule": "nowhere"}, "original_schedule must be the folder or"),
+        ({"bn_recalibration_fraction": 1.5}, "bn_recalibration_fraction must lie in [0, 1], got 1.5"),
         ({"max_sparsity_per_layer": 1.5}, "max_sparsity_per_layer must lie in (0, 1], got 1.5"),
         ({"max_sparsity_per_layer": 0.0}, "max_sparsity_per_layer must lie in (0, 1], got 0.0"),
         ({"max_sparsity_per_layer": 0.7}, "must be at least target_sparsity=0.75, got 0.7"),

@@ -1,25 +1,17 @@
-"""The plan of a run."""
+"""What varies between the candidates of a phase."""
 
 import pytest
 
-from sms_hf.training.candidates import make_plan
+from sms_hf.training.candidates import vary_candidates
 
 
-def overrides(phase):
-    return [candidate.overrides for candidate in phase.candidates]
-
-
-def test_default_varies_the_seed_and_moves_on_with_every_phase():
-    plan = make_plan(0.75, 2, seed=7)
-    assert [(phase.number, phase.sparsity) for phase in plan] == [(1, 0.5), (2, 0.75)]
-    assert overrides(plan[0]) == [{"seed": 7}, {"seed": 8}, {"seed": 9}]
-    assert overrides(plan[1]) == [{"seed": 1007}, {"seed": 1008}, {"seed": 1009}]
-    assert [candidate.name for candidate in plan[0].candidates] == ["candidate-1", "candidate-2", "candidate-3"]
+def test_default_varies_the_seed():
+    assert vary_candidates(seed=7) == [{"seed": 7}, {"seed": 8}, {"seed": 9}]
+    assert vary_candidates(5, seed=0) == [{"seed": seed} for seed in range(5)]
 
 
 def test_several_keys_give_all_combinations_the_last_fastest():
-    plan = make_plan(0.5, 1, vary={"weight_decay": [0, 0.01], "learning_rate": [1e-4, 3e-4]}, seed=1)
-    assert overrides(plan[0]) == [
+    assert vary_candidates(vary={"weight_decay": [0, 0.01], "learning_rate": [1e-4, 3e-4]}, seed=1) == [
         {"weight_decay": 0, "learning_rate": 1e-4, "seed": 1},
         {"weight_decay": 0, "learning_rate": 3e-4, "seed": 1},
         {"weight_decay": 0.01, "learning_rate": 1e-4, "seed": 1},
@@ -27,18 +19,27 @@ def test_several_keys_give_all_combinations_the_last_fastest():
     ]
 
 
-def test_given_seeds_are_taken_and_one_candidate_is_plain_magnitude_pruning():
-    assert overrides(make_plan(0.5, 1, vary={"seed": [3, 1]})[0]) == [{"seed": 3}, {"seed": 1}]
-    assert overrides(make_plan(0.5, 1, num_candidates=1, seed=5)[0]) == [{"seed": 5}]
+def test_every_knob_of_the_paper_alone_and_together():
+    knobs = {
+        "num_train_epochs": [1, 2],
+        "learning_rate": [0.1],
+        "retrain_schedule": ["llr", "clr"],
+        "weight_decay": [0.1],
+    }
+    for key, values in knobs.items():
+        assert vary_candidates(vary={key: values}, seed=3) == [{key: value, "seed": 3} for value in values]
+    assert len(vary_candidates(vary=knobs)) == 4
+
+
+def test_given_seeds_are_taken():
+    assert vary_candidates(vary={"seed": [3, 1]}) == [{"seed": 3}, {"seed": 1}]
+    assert vary_candidates(1, seed=5) == [{"seed": 5}]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"target_sparsity": 1.0}, "target_sparsity must lie in [0, 1), got 1.0"),
-        ({"target_sparsity": -0.1}, "target_sparsity must lie in [0, 1), got -0.1"),
-        ({"num_phases": 0}, "num_phases must be at least 1, got 0"),
-        ({"num_phases": 1, "num_candidates": 0}, "num_candidates must be at least 1, got 0"),
+        ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
         ({"vary": {"colour": [1]}}, "`vary` must name hyperparameters of retraining, got 'colour'"),
         ({"vary": {"output_dir": ["a"]}}, "got 'output_dir'"),
         ({"vary": {"seed": 3}}, "must map 'seed' to a list of values, got 3"),
@@ -50,7 +51,7 @@ def test_given_seeds_are_taken_and_one_candidate_is_plain_magnitude_pruning():
         ),
     ],
 )
-def test_plans_that_make_no_sense_are_refused(arguments, words):
+def test_candidates_that_make_no_sense_are_refused(arguments, words):
     with pytest.raises(ValueError, match=r".") as error:
-        make_plan(**{"target_sparsity": 0.5, "num_phases": 2} | arguments)
+        vary_candidates(**arguments)
     assert words in str(error.value)

@@ -1,0 +1,118 @@
+"""From the candidates of a phase to one model, and what can be said about them."""
+
+import shutil
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..soup.averaging import average_checkpoints
+from ..soup.checkpoint import MASKS
+from ..soup.diagnostics import advice, barrier, find_rifts, mask_overlap, pairwise_geometry, theoretical_speedup
+from ..soup.recipes import SOUP_METHODS
+from ..sparsity.masks import Masks
+from .candidates import Phase
+from .run_directory import RunDirectory
+from .scoring import ScoringMixin
+
+
+class MergingMixin(ScoringMixin):
+    """Averages candidates as their phase says, and measures how they lie to each other."""
+
+    def _merge(
+        self, phase: Phase, records: list[dict[str, Any]], run: RunDirectory
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Choose ingredients, average and score them: the soup's record, and the diagnostics made before anything was tried."""
+        usable = {record["name"]: record for record in records if not record["diverged"]}
+        metric, greater = self.args.selection_metric
+        diagnostics = self._diagnose_candidates(phase, usable, run)
+        # Equal ingredients give equal bytes, so what was scored once, a candidate or a trial, is not scored again.
+        metrics_of: dict[tuple[str, ...], dict[str, float]] = {(name,): r["metrics"] for name, r in usable.items()}
+
+        def evaluate(names: list[str]) -> float:
+            trial = self._average(phase, names, run, run.trial(phase.number))
+            metrics_of[tuple(names)] = self._evaluate_folder(trial, phase)
+            return metrics_of[tuple(names)][metric]
+
+        method = self.args.soup_method if phase.merge == "soup" else "uniform"
+        scores = {name: record["score"] for name, record in usable.items()}
+        chosen, trials = SOUP_METHODS[method](scores, evaluate, greater)
+        soup = self._average(phase, chosen, run, run.soup(phase.number))
+        metrics = metrics_of.get(tuple(chosen)) or self._evaluate_folder(soup, phase)
+        shutil.rmtree(run.trial(phase.number), ignore_errors=True)
+        record = {
+            "ingredients": list(chosen),
+            "score": metrics[metric],
+            "metrics": dict(metrics),
+            "trials": [vars(trial) for trial in trials],
+        }
+        return record, diagnostics | self._diagnose_soup(phase, soup, record, run)
+
+    def _average(self, phase: Phase, names: list[str], run: RunDirectory, output: Path) -> Path:
+        folders = [run.candidate(phase.number, name) for name in names]
+        average_checkpoints(folders, output, union_of_masks=phase.merge != "soup")
+        if phase.merge == "reprune":
+            model, union = self._load(output), Masks.load(output / MASKS)
+            self._save_model(model, self._prune_(model, phase.sparsity, union, phase.number), output)
+        if not phase.keeps_dense:
+            self._recalibrate_folder(output)
+        return output
+
+    # ---- Diagnostics -------------------------------------------------------------------------------------------------
+
+    def _diagnose_candidates(
+        self, phase: Phase, usable: Mapping[str, Mapping[str, Any]], run: RunDirectory
+    ) -> dict[str, Any]:
+        """How the candidates lie to each other, and whether the middle between two of them is worse than both."""
+        if len(usable) < 2:
+            return {}
+        folders = {name: run.candidate(phase.number, name) for name in usable}
+        names = [name for name, _ in self.model.named_parameters()]
+        batch = next(iter(self._judge(self._copy()).get_eval_dataloader()))
+        losses = {name: self._batch_loss(folder, phase, batch) for name, folder in folders.items()}
+        middles: dict[tuple[str, str], float] = {}
+        for pair in combinations(usable, 2):
+            middle = self._average(phase, list(pair), run, run.trial(phase.number))
+            middles[pair] = self._batch_loss(middle, phase, batch)
+        rifts = find_rifts(losses, middles)
+        overrides = {name: record["overrides"] for name, record in usable.items()}
+        return {
+            "geometry": pairwise_geometry(list(folders.values()), names),
+            "batch_losses": losses,
+            "midpoints": [
+                {"between": list(pair), "loss": loss, "barrier": barrier(losses[pair[0]], loss, losses[pair[1]])}
+                for pair, loss in middles.items()
+            ],
+            "warnings": [advice(rift, overrides) for rift in rifts],
+        }
+
+    def _diagnose_soup(self, phase: Phase, soup: Path, record: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
+        """Sparsity of what came out, what it could save, and how its mask relates to others."""
+        if phase.keeps_dense:
+            record["sparsity"] = phase.sparsity
+            return {}
+        masks = Masks.load(soup / MASKS)
+        record["sparsity"] = masks.sparsity()
+        record["sparsity_per_tensor"] = masks.sparsity_per_tensor()
+        model = self._load(soup)
+        judge = self._judge(model)
+        inputs = judge._prepare_inputs(next(iter(judge.get_eval_dataloader())))
+        found: dict[str, Any] = {"theoretical_speedup": theoretical_speedup(model, masks, inputs)}
+        before = run.soup(phase.number - 1) / MASKS
+        if before.is_file():
+            found["mask_overlap_with_previous_phase"] = mask_overlap(Masks.load(before), masks)
+        if phase.own_parents:
+            own = {name: Masks.load(run.candidate(phase.number, name) / MASKS) for name in record["ingredients"]}
+            found["mask_overlaps"] = [
+                {"between": [a, b], "overlap": mask_overlap(own[a], own[b])} for a, b in combinations(own, 2)
+            ]
+        return found
+
+    @torch.no_grad()
+    def _batch_loss(self, folder: Path, phase: Phase, batch: Mapping[str, Any]) -> float:
+        judge = self._judge(self._load(folder, phase))
+        judge.model.eval()
+        with judge.compute_loss_context_manager():
+            return float(judge.compute_loss(judge.model, judge._prepare_inputs(dict(batch))))
