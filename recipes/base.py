@@ -1,8 +1,9 @@
 """What all recipes share: settings from YAML and the command line, the dense model of a demo, the job and its table."""
 
 import copy
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import datasets
 import torch
 import yaml
-from transformers import HfArgumentParser, PreTrainedModel, Trainer, TrainingArguments
+from transformers import AutoConfig, HfArgumentParser, PreTrainedModel, Trainer, TrainingArguments
 
 from sms_hf import SparseSoupTrainer, SparseSoupTrainingArguments, format_report
 
@@ -53,6 +54,8 @@ class Task:
     preprocess_logits_for_metrics: Callable | None = None
     footnote: str = ""
     """A line under the table: how the metric was computed."""
+    perplexity: bool = False
+    """Whether the metric is a loss per token that the table shows as exp(loss)."""
 
 
 def parse(argv: list[str], script: str, recipe_class: type[R]) -> tuple[R, SparseSoupTrainingArguments]:
@@ -105,6 +108,31 @@ def limit(data: datasets.DatasetDict, recipe: CommonArguments) -> datasets.Datas
     )
 
 
+def read_files(files: dict[str, str | None], with_text: bool = False) -> datasets.DatasetDict:
+    """
+    Splits from local files, each read by its suffix: JSON Lines, CSV or Parquet.
+
+    Args:
+        files (`dict[str, str | None]`): Split -> file; splits without one are left out.
+        with_text (`bool`, *optional*, defaults to `False`): Also read .txt, a row for each line, newline included.
+    """
+    given = {split: name for split, name in files.items() if name}
+    absent = [name for name in given.values() if not Path(name).is_file()]
+    if absent:
+        raise RecipeError(f"Expected a local file for every split, not found: {', '.join(absent)}.")
+    kinds = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"} | (
+        {".txt": "text"} if with_text else {}
+    )
+    splits = {}
+    for split, name in given.items():
+        kind = kinds.get(Path(name).suffix)
+        if kind is None:
+            raise RecipeError(f"Expected a file that ends with one of {', '.join(kinds)}, got {name}.")
+        options: dict[str, Any] = {"keep_linebreaks": True} if kind == "text" else {}
+        splits[split] = datasets.load_dataset(kind, data_files=name, split="train", **options)
+    return datasets.DatasetDict(splits)
+
+
 def from_hub(what: str, load: Callable[[], T], instead: str) -> T:
     """Call `load`; where the Hub cannot be reached, say so in one sentence that ends with what to pass instead."""
     try:
@@ -114,6 +142,49 @@ def from_hub(what: str, load: Callable[[], T], instead: str) -> T:
             f"Cannot get {what!r} from the Hugging Face Hub ({type(error).__name__}). Without the Hub, run with --demo, or "
             f"pass {instead}."
         ) from error
+
+
+def model_for_classes(
+    auto_class: Any, name: str, names: Sequence[str], seed: int, instead: str
+) -> tuple[PreTrainedModel, list[str]]:
+    """
+    A classifier of rows, images or pixels, and the names of the classes in the order of its outputs.
+
+    A head that is not for these classes is replaced, and a line says so.
+
+    Args:
+        auto_class (`type`): For example `AutoModelForImageClassification`.
+        names (`Sequence[str]`): Classes of the data; numbers stand for the model's own, in order.
+        seed (`int`): Of a new head; the global generator is left alone.
+        instead (`str`): As in [`from_hub`].
+    """
+    config: Any = from_hub(name, lambda: AutoConfig.from_pretrained(name), instead)
+    theirs, names = [config.id2label[i] for i in range(config.num_labels)], list(names)
+    order = common_order(theirs, names)
+    if not (order and all(label.isdigit() for label in names)):
+        config.id2label = dict(enumerate(order or names))
+        config.label2id = {label: i for i, label in config.id2label.items()}
+    options = {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, info = from_hub(name, lambda: auto_class.from_pretrained(name, **options), instead)
+        new = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+        if order is None and not new:  # As many classes, but others.
+            body, model = model.base_model.state_dict(), auto_class.from_config(config)
+            model.base_model.load_state_dict(body)
+            new = [key for key, _ in model.named_parameters() if not key.startswith(f"{model.base_model_prefix}.")]
+    if new:
+        print(f"{name} has no head for the classes {names} (its own: {theirs}): new are {', '.join(new)}.", flush=True)
+    return model, order or names
+
+
+def common_order(theirs: list[str], names: list[str]) -> list[str] | None:
+    """Our names in the order of the model's outputs; `None` where the model's classes are others."""
+    ours = {name.lower(): name for name in names}
+    if sorted(ours) == sorted(label.lower() for label in theirs):
+        return [ours[label.lower()] for label in theirs]
+    unnamed = all(name.isdigit() for name in names) or theirs == [f"LABEL_{i}" for i in range(len(theirs))]
+    return names if unnamed and len(theirs) == len(names) else None
 
 
 def demo_model(
@@ -132,33 +203,34 @@ def demo_model(
     return str(folder)
 
 
+SHARED_WITH_DENSE = (
+    "per_device_train_batch_size",
+    "learning_rate",
+    "weight_decay",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "train_sampling_strategy",
+    "remove_unused_columns",
+    "dataloader_pin_memory",
+    "disable_tqdm",
+    "logging_steps",
+    "use_cpu",
+    "bf16",
+    "seed",
+)
+"""Arguments that the training of a demo's dense model takes from those of the run."""
+
+
 def _train_dense(folder: Path, recipe: CommonArguments, args, make: Callable[[], Task], optimizer) -> None:
     if (folder / "model.safetensors").is_file():
         return
     task = make()
-    same = (
-        "per_device_train_batch_size",
-        "learning_rate",
-        "weight_decay",
-        "lr_scheduler_type",
-        "warmup_steps",
-        "seed",
-        "bf16",
-    )
-    same += (
-        "train_sampling_strategy",
-        "dataloader_pin_memory",
-        "disable_tqdm",
-        "use_cpu",
-        "remove_unused_columns",
-        "logging_steps",
-    )
     dense_args = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=recipe.dense_epochs,
         save_strategy="no",
         report_to="none",
-        **{name: getattr(args, name) for name in same},
+        **{name: getattr(args, name) for name in SHARED_WITH_DENSE},
     )
     name, size = type(task.model).__name__, task.model.num_parameters()
     print(f"demo: training a dense {name} with {size:,} parameters on {len(task.train):,} examples", flush=True)
@@ -175,6 +247,33 @@ def _train_dense(folder: Path, recipe: CommonArguments, args, make: Callable[[],
 
 
 # ---- The job -----------------------------------------------------------------------------------------------------------
+
+
+def as_perplexity(
+    report: Mapping[str, Any], scores: Mapping[str, float] | None
+) -> tuple[dict[str, Any], dict[str, float] | None]:
+    """A report of losses and its test scores, as `format_report` takes them, with exp(loss) in place of each loss."""
+
+    scored = ("score", "mean_score", "best_score")
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, list):
+            return [convert(item) for item in value]
+        if isinstance(value, dict):
+            return {k: exp(v) if k in scored and v is not None else convert(v) for k, v in value.items()}
+        return value
+
+    def exp(loss: float) -> float:
+        return math.inf if loss > 700 else math.exp(loss)
+
+    phases = convert(list(report["phases"]))
+    for phase in phases:
+        scores_of = [c["score"] for c in phase["candidates"] if not c.get("diverged")]
+        if phase.get("mean_score") is not None and scores_of:
+            phase["mean_score"] = sum(scores_of) / len(scores_of)  # As the table does with test scores.
+    dense = {**report["dense"], "perplexity": exp(report["dense"][report["metric"]])}
+    converted = {**report, "metric": "perplexity", "dense": dense, "phases": phases}
+    return converted, None if scores is None else {name: exp(loss) for name, loss in scores.items()}
 
 
 def make_trainer(task: Task, args: SparseSoupTrainingArguments) -> SparseSoupTrainer:
@@ -210,9 +309,13 @@ def run(
     scores = None if task.test is None else trainer.evaluate_run(task.test, dense=dense)
     if args.processes.is_main:
         assert trainer.report is not None
-        print(f"\n{format_report(trainer.report, scores)}")
+        report, footnote = trainer.report, task.footnote
+        if task.perplexity:
+            report, scores = as_perplexity(report, scores)
+            footnote = f"Perplexity: exp(loss per token). {footnote}"
+        print(f"\n{format_report(report, scores)}")
         tested = f", tested on {len(task.test):,}" if task.test is not None else ""
-        print(f"\n{task.footnote}chosen on {len(task.validation):,} validation rows{tested}.")
+        print(f"\n{footnote}chosen on {len(task.validation):,} validation rows{tested}.")
         print(f'The model: {type(task.model).__name__}.from_pretrained("{args.output_dir}")')
         if args.push_to_hub:
             trainer.push_to_hub()

@@ -128,18 +128,10 @@ def read_lines(path: Path) -> list[str]:
 def read_files(recipe: RecipeArguments) -> datasets.DatasetDict:
     """Files with a `translation` column (in CSV: as JSON), or with one column per language."""
     named = {"train": recipe.train_file, "validation": recipe.validation_file, "test": recipe.test_file}
-    files = {split: name for split, name in named.items() if name}
-    absent = [name for name in files.values() if not Path(name).is_file()]
-    if absent:
-        raise RecipeError(f"Expected files of sentence pairs, not found: {', '.join(absent)}.")
-    corpus = datasets.DatasetDict()
-    for split, name in files.items():
-        kind = {"jsonl": "json"}.get(Path(name).suffix[1:], Path(name).suffix[1:])
-        if kind not in ("json", "csv", "parquet"):
-            raise RecipeError(f"Expected JSON Lines (.json, .jsonl), CSV or Parquet, got {name}.")
-        data = datasets.load_dataset(kind, data_files=name, split="train")
+    corpus = base.read_files(named)
+    for split, data in corpus.items():
         corpus[split] = data.map(
-            lambda row: {"translation": as_pair(row, recipe, name)},  # noqa: B023
+            lambda row: {"translation": as_pair(row, recipe, str(named[str(split)]))},  # noqa: B023
             remove_columns=data.column_names,
         )
     return corpus

@@ -11,8 +11,11 @@ from .training import (
     SparseSoupTrainer,
     SparseSoupTrainingArguments,
     bleu_metrics,
+    class_maps,
+    classification_metrics,
     make_ensemble,
     sacrebleu_signature,
+    segmentation_metrics,
 )
 
 __version__ = "0.1.0"
@@ -30,6 +33,8 @@ __all__ = [
     "SparseSoupTrainingArguments",
     "average_checkpoints",
     "bleu_metrics",
+    "class_maps",
+    "classification_metrics",
     "find_groups",
     "find_prunable",
     "format_report",
@@ -38,5 +43,6 @@ __all__ = [
     "phase_sparsities",
     "prune",
     "sacrebleu_signature",
+    "segmentation_metrics",
     "uniform_soup",
 ]

@@ -2,7 +2,6 @@
 
 from .averaging import average_checkpoints
 from .calibration import (
-    ensemble_probabilities,
     expected_calibration_error,
     maximum_calibration_error,
     worst_class_accuracy,
@@ -30,7 +29,6 @@ __all__ = [
     "advice",
     "average_checkpoints",
     "barrier",
-    "ensemble_probabilities",
     "expected_calibration_error",
     "find_rifts",
     "greedy_ingredients",

@@ -1,28 +1,10 @@
-"""Predicted probabilities: their mean over models, whether they can be believed, and the class that fares worst."""
-
-from collections.abc import Sequence
+"""Predicted probabilities: whether they can be believed, and the class that fares worst."""
 
 import torch
 from torch import Tensor
 
 BINS = 15
 """Bins of confidence, as in Guo et al. (ICML 2017) and in the reference implementation of Sparse Model Soups."""
-
-
-def ensemble_probabilities(logits: Sequence[Tensor], dim: int = -1) -> Tensor:
-    """
-    Prediction ensemble: `(1/m) sum_i softmax(z_i)`, probabilities and not logits averaged (Zimmer et al., ICLR 2024).
-
-    Args:
-        logits (`Sequence[Tensor]`): One tensor a model, all of one shape.
-        dim (`int`, *optional*, defaults to `-1`): Dimension of the classes.
-
-    Returns:
-        `Tensor`: Of that shape, float32; its argmax is the ensemble's answer.
-    """
-    if not logits:
-        raise ValueError("logits must hold those of at least one model, got none. Pass one tensor for every candidate.")
-    return torch.stack([z.float().softmax(dim) for z in logits]).mean(0)
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:

@@ -2,6 +2,7 @@
 
 from .arguments import SparseSoupArguments, SparseSoupTrainingArguments
 from .bleu import bleu_metrics, sacrebleu_signature
+from .classification import class_maps, classification_metrics, segmentation_metrics
 from .ensemble import make_ensemble
 from .masked_trainer import MaskedTrainerMixin
 from .methods import METHODS
@@ -15,6 +16,9 @@ __all__ = [
     "SparseSoupTrainer",
     "SparseSoupTrainingArguments",
     "bleu_metrics",
+    "class_maps",
+    "classification_metrics",
     "make_ensemble",
     "sacrebleu_signature",
+    "segmentation_metrics",
 ]

@@ -51,8 +51,8 @@ def segmentation_metrics(num_labels: int, ignore_index: int = 255) -> Callable[[
     `compute_metrics` for semantic segmentation: `mean_iou` and `pixel_accuracy`, both in `[0, 1]`.
 
     One confusion matrix is counted over all images. `IoU_c = n_cc / (sum_j n_cj + sum_i n_ic - n_cc)`; its mean is taken over
-    the classes that occur in labels or predictions. For models with logits `(N, C, h, w)`, first where there are several
-    outputs, and labels `(N, H, W)`, to whose size the logits are interpolated (bilinear, `align_corners=False`).
+    the classes that occur in labels or predictions. Predictions are logits `(N, C, h, w)`, first where there are several
+    outputs, or the classes themselves, `(N, H, W)` as the labels, which [`class_maps`] makes of logits batch by batch.
 
     Args:
         num_labels (`int`): `C`.
@@ -60,18 +60,20 @@ def segmentation_metrics(num_labels: int, ignore_index: int = 255) -> Callable[[
     """
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        logits, labels = _tensors(prediction)
-        if logits.dim() != 4 or labels.dim() != 3 or len(labels) != len(logits):
+        predictions, labels = _tensors(prediction)
+        mapped = predictions.dim() == 3 and predictions.shape == labels.shape
+        if not mapped and (predictions.dim() != 4 or labels.dim() != 3 or len(labels) != len(predictions)):
             raise ValueError(
-                "Segmentation needs logits (N, C, h, w) and labels (N, H, W), got shapes "
-                f"{tuple(logits.shape)} and {tuple(labels.shape)}. For classes of whole images: classification_metrics."
+                "Segmentation needs logits (N, C, h, w) or classes (N, H, W) and labels (N, H, W), got shapes "
+                f"{tuple(predictions.shape)} and {tuple(labels.shape)}. For classes of whole images: classification_metrics."
             )
-        _check_classes(num_labels, logits.shape[1])
+        if not mapped:
+            _check_classes(num_labels, predictions.shape[1])
+        confusion = torch.zeros(num_labels, num_labels, dtype=torch.int64)
         # Image by image: logits of the labels' size would take C times their memory.
-        confusion = sum(
-            (_confusion(z, truth, ignore_index) for z, truth in zip(logits, labels, strict=True)),
-            torch.zeros(num_labels, num_labels, dtype=torch.int64),
-        )
+        for row, truth in zip(predictions, labels, strict=True):
+            classes = row if mapped else class_maps(row[None], truth[None])[0]
+            confusion += _confusion(classes.long(), truth, num_labels, ignore_index)
         hits = confusion.diagonal()
         union = confusion.sum(0) + confusion.sum(1) - hits
         occurs = union > 0
@@ -83,9 +85,25 @@ def segmentation_metrics(num_labels: int, ignore_index: int = 255) -> Callable[[
     return compute
 
 
-def _confusion(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """Pixels of one image by (label, prediction), `(C, C)`. logits: `(C, h, w)`, labels: `(H, W)`."""
-    count = len(logits)
+def class_maps(logits: Any, labels: Tensor) -> Tensor:
+    """
+    `preprocess_logits_for_metrics` for semantic segmentation: the class of every pixel, so that `Trainer` need not keep logits.
+
+    Args:
+        logits (`Tensor` or `tuple`): `(N, C, h, w)`, first where there are several outputs; interpolated to the size of the
+            labels (bilinear, `align_corners=False`).
+        labels (`Tensor`): `(N, H, W)`.
+
+    Returns:
+        `Tensor`: `(N, H, W)`, int16.
+    """
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    upsampled = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    return upsampled.argmax(1).to(torch.int16)
+
+
+def _confusion(predictions: Tensor, labels: Tensor, count: int, ignore_index: int) -> Tensor:
+    """Pixels of one image by (label, prediction), `(C, C)`. Both `(H, W)`."""
     counted = (labels != ignore_index) & (labels != PADDING)
     truth = labels[counted].long()
     if ((truth < 0) | (truth >= count)).any():
@@ -93,9 +111,7 @@ def _confusion(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
             f"labels must lie in [0, {count}) or be {ignore_index} or {PADDING}, which are ignored, got {int(truth.min())} to "
             f"{int(truth.max())}. Set ignore_index, or map the labels."
         )
-    upsampled = F.interpolate(logits[None].float(), size=labels.shape, mode="bilinear", align_corners=False)[0]
-    predictions = upsampled.argmax(0)[counted]
-    return torch.bincount(truth * count + predictions, minlength=count**2).reshape(count, count)
+    return torch.bincount(truth * count + predictions[counted], minlength=count**2).reshape(count, count)
 
 
 def _tensors(prediction: EvalPrediction) -> tuple[Tensor, Tensor]:

@@ -45,12 +45,17 @@ DECIDING = (
 PACKAGES = ("sms_hf", "torch", "transformers", "accelerate")
 
 
+def deciding_arguments(args: Any) -> dict[str, Any]:
+    """The arguments that a result depends on, as JSON values."""
+    return {key: _plain(getattr(args, key)) for key in (*DECIDING, *HYPERPARAMETERS) if hasattr(args, key)}
+
+
 def run_settings(
     args: Any, plan: Sequence[Phase], model: Any, num_examples: Mapping[str, int | None]
 ) -> dict[str, Any]:
     """What makes a run this run: compared when it is resumed."""
     return {
-        "arguments": {key: _plain(getattr(args, key)) for key in (*DECIDING, *HYPERPARAMETERS) if hasattr(args, key)},
+        "arguments": deciding_arguments(args),
         "plan": [dataclasses.asdict(phase) for phase in plan],
         "model": {"class": type(model).__name__, "num_parameters": sum(p.numel() for p in model.parameters())},
         "num_examples": dict(num_examples),

@@ -1,4 +1,4 @@
-"""Calibration, ensembles and the worst class, by hand."""
+"""Calibration and the worst class, by hand."""
 
 import math
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from sms_hf.soup import (
-    ensemble_probabilities,
     expected_calibration_error,
     maximum_calibration_error,
     worst_class_accuracy,
@@ -18,26 +17,6 @@ torch.set_num_threads(1)
 def rows(*confidences):
     """Probabilities of two classes; the first has the confidence."""
     return torch.tensor([[c, 1 - c] for c in confidences])
-
-
-def test_an_ensemble_averages_probabilities_and_not_logits():
-    logits = [torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.5])]
-    found = ensemble_probabilities(logits)
-    assert found.tolist() == pytest.approx([0.512658, 0.487342], abs=1e-6)
-    assert found.argmax() == 0
-    assert torch.stack(logits).mean(0).argmax() == 1
-
-
-def test_an_ensemble_of_pixels():
-    logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = ensemble_probabilities([logits, logits], dim=1)
-    assert torch.allclose(found, logits.softmax(1))
-    assert ensemble_probabilities([logits.bfloat16()]).dtype == torch.float32
-
-
-def test_an_ensemble_of_nobody():
-    with pytest.raises(ValueError, match="logits must hold those of at least one model, got none"):
-        ensemble_probabilities([])
 
 
 def test_calibration_by_hand():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import EvalPrediction
 
-from sms_hf.training.classification import classification_metrics, segmentation_metrics
+from sms_hf.training.classification import class_maps, classification_metrics, segmentation_metrics
 
 # ---- Rows --------------------------------------------------------------------------------------------------------------
 
@@ -116,6 +116,16 @@ def test_logits_are_interpolated_to_the_labels():
     assert segmentation_metrics(2)(EvalPrediction((logits,), labels))["pixel_accuracy"] == 1.0
 
 
+def test_maps_made_batch_by_batch_score_as_their_logits_do():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(4, 5, 3, 3, generator=generator), torch.randint(5, (4, 7, 6), generator=generator)
+    maps = torch.cat([class_maps((logits[i : i + 2], None), labels[i : i + 2]) for i in (0, 2)])
+    assert (maps.shape, maps.dtype) == (labels.shape, torch.int16)
+    compute = segmentation_metrics(5)
+    expected = compute(EvalPrediction(logits.numpy(), labels.numpy()))
+    assert compute(EvalPrediction(maps.numpy(), labels.numpy())) == expected
+
+
 def test_nothing_but_ignored_pixels_has_no_score():
     found = segmented([[[0, 1]]], [[[255, -100]]])
     assert all(math.isnan(value) for value in found.values())
@@ -130,7 +140,8 @@ def test_labels_out_of_range_are_an_error():
 
 def test_wrong_shapes_are_an_error():
     with pytest.raises(
-        ValueError, match=r"needs logits \(N, C, h, w\) and labels \(N, H, W\), got shapes \(4, 2\) and"
+        ValueError,
+        match=r"needs logits \(N, C, h, w\) or classes \(N, H, W\) and labels \(N, H, W\), got shapes \(4, 2\) and",
     ):
         segmentation_metrics(2)(EvalPrediction(np.zeros((4, 2)), np.zeros(4)))
 
