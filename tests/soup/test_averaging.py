@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from sms_hf.soup import Checkpoint, CheckpointError, average_checkpoints, averaging
 from sms_hf.sparsity import MaskError, Masks
+from sms_hf.sparsity.pruning import select
 
 torch.set_num_threads(1)
 
@@ -491,3 +492,29 @@ def test_an_error_leaves_an_earlier_soup_whole(tmp_path):
     with pytest.raises(MaskError):
         average_checkpoints(folders_of(tmp_path, *states, masks={"w": MASK}), tmp_path / "soup")
     assert load_file(tmp_path / "soup" / "model.safetensors")["w"].item() == 7.0
+
+
+# ---- Runs of their own masks (IMP-AVG, IMP-RePrune) --------------------------------------------------------------------
+
+
+def separate_runs(tmp_path):
+    """The two models of the design's oracle, each with its own mask."""
+    states = [torch.tensor([1.0, 0.0, 0.0, 0.4]), torch.tensor([0.8, 0.6, 0.0, 0.0])]
+    return [folder_of(tmp_path / f"r{i}", {"w": w[None]}, {"w": w[None] != 0}) for i, w in enumerate(states)]
+
+
+def test_an_average_of_separate_runs_is_as_dense_as_their_union_and_can_be_pruned_again(tmp_path):
+    output = average_checkpoints(separate_runs(tmp_path), tmp_path / "out", union_of_masks=True)
+    mean, union = load_file(output / "model.safetensors")["w"], Masks.load(output / "masks.safetensors")
+    assert torch.allclose(mean, torch.tensor([[0.9, 0.3, 0.0, 0.2]]))
+    assert union["w"].tolist() == [[True, True, False, True]]
+    masks = select({"w": mean}, union, 0.5)
+    assert (mean * masks["w"]).allclose(torch.tensor([[0.9, 0.3, 0.0, 0.0]]))
+    assert int(masks["w"].sum()) == 2
+
+
+def test_a_union_needs_masks_of_the_same_tensors(tmp_path):
+    first, _ = separate_runs(tmp_path)
+    other = folder_of(tmp_path / "other", {"v": torch.ones(1, 4)}, {"v": torch.ones(1, 4, dtype=torch.bool)})
+    with pytest.raises((MaskError, CheckpointError), match=r"same tensors"):
+        average_checkpoints([first, other], tmp_path / "out", union_of_masks=True)

@@ -379,3 +379,18 @@ def test_masks_of_a_t5_are_applied_again_after_reload(tmp_path):
     loaded = T5ForConditionalGeneration.from_pretrained(tmp_path)
     Masks.load(tmp_path / "masks.safetensors").check(loaded)
     assert prune(loaded, 0.8).fingerprint() == masks.fingerprint()
+
+
+def test_another_criterion_is_one_more_function():
+    """Wanda (Sun et al. 2024) on the design's row: |W| times the norm of the input feature."""
+    norms = torch.tensor([4.0, 1.0, 2.0, 1.0])
+
+    def wanda(name, start, piece):
+        return piece.abs() * norms[(torch.arange(len(piece)) + start) % 4]
+
+    model = nn.Sequential(nn.Linear(4, 1, bias=False))
+    model[0].weight.data = torch.tensor([[0.15, 0.4, 0.3, 0.2]])
+    masks = prune(model, 0.5, criterion=wanda, scope="uniform")
+    assert masks["0.weight"].tolist() == [[True, False, True, False]]
+    model[0].weight.data = torch.tensor([[0.15, 0.4, 0.3, 0.2]])
+    assert prune(model, 0.5)["0.weight"].tolist() == [[False, True, True, False]]

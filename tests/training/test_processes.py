@@ -20,20 +20,24 @@ class Fail(TrainerCallback):
         if "candidate-2" in args.output_dir and "phase-2" in args.output_dir:
             raise RuntimeError("the cat sat on the keyboard")
 
-args = SparseSoupTrainingArguments(
-    output_dir=sys.argv[1], target_sparsity=0.75, num_phases=2, num_candidates=3, num_train_epochs=1, learning_rate=3e-3,
-    per_device_train_batch_size=4, save_strategy="no",
-    soup_method="uniform", report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
-    use_cpu=True,
-)
-trainer = SparseSoupTrainer(
-    model=tiny_t5(), args=args, train_dataset=reversal(24), eval_dataset=reversal(10, seed=1), data_collator=collate,
-    callbacks=[Fail()] if "fail" in sys.argv else None,
-)
-trainer.train()
+for method in ["sms"] if "fail" in sys.argv else ["sms", "imp-reprune", "dpf-sms"]:
+    args = SparseSoupTrainingArguments(
+        output_dir=sys.argv[1] + "/" + method, pruning_method=method, target_sparsity=0.75, num_phases=2, num_candidates=3,
+        num_train_epochs=1, learning_rate=3e-3, per_device_train_batch_size=4, save_strategy="no", pruning_scope="uniform",
+        soup_method="uniform", keep_candidates=method == "sms", report_to="none", disable_tqdm=True,
+        dataloader_pin_memory=False, use_cpu=True,
+    )
+    trainer = SparseSoupTrainer(
+        model=tiny_t5(), args=args, train_dataset=reversal(24), eval_dataset=reversal(10, seed=1), data_collator=collate,
+        callbacks=[Fail()] if "fail" in sys.argv else None,
+    )
+    trainer.train()
+    print("HOLDS", args.processes.rank, method, trainer.evaluate()["eval_loss"], flush=True)
+    if args.keep_candidates:
+        subsoups = trainer.evaluate_subsoups(sizes=(2, 3))
+        print("ASKED", args.processes.rank, trainer.evaluate_ensemble()["loss"], list(subsoups.items()), flush=True)
 import torch.distributed
 assert not torch.distributed.is_initialized(), "nothing collective is left behind"
-print("HOLDS", args.processes.rank, trainer.evaluate()["eval_loss"], flush=True)
 """
 
 
@@ -63,17 +67,22 @@ def sha(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_one_two_and_three_processes_give_the_same_model(tmp_path):
-    models, held = {}, {}
+def test_one_two_and_three_processes_give_the_same_models(tmp_path):
+    models, held, asked = {}, {}, {}
     for processes in (1, 2, 3):
         folder, result = launch(tmp_path, processes)
         assert result.returncode == 0, result.stderr[-3000:]
-        models[processes] = [sha(path) for path in sorted(folder.rglob("*.safetensors"))]
-        held[processes] = sorted(line.split()[1:] for line in result.stdout.splitlines() if line.startswith("HOLDS"))
-    assert len(models[1]) == 6  # The final model, the soups of two phases, and their masks.
+        models[processes] = {str(p.relative_to(folder)): sha(p) for p in folder.rglob("*.safetensors")}
+        lines = [line.split(maxsplit=2) for line in result.stdout.splitlines()]
+        held[processes] = sorted((line[1], line[2]) for line in lines if line[:1] == ["HOLDS"])
+        asked[processes] = {line[2] for line in lines if line[:1] == ["ASKED"]}
+    # Of a method: the final model, the soups of its phases (two, one and three), and their masks, less those of the dense
+    # weights that dpf-sms keeps; of sms also six candidates and two parents.
+    assert len(models[1]) == (6 + 16) + 4 + 7
     assert models[1] == models[2] == models[3]
-    assert [rank for rank, _ in held[3]] == ["0", "1", "2"]
-    assert len({loss for rows in held.values() for _, loss in rows}) == 1, "every process holds the soup"
+    assert [rank for rank, _ in held[3]] == ["0"] * 3 + ["1"] * 3 + ["2"] * 3
+    assert len({rest for rows in held.values() for _, rest in rows}) == 3, "every process holds the soup of each method"
+    assert len(set.union(*asked.values())) == 1, "sub-soups and the ensemble do not depend on processes either"
 
 
 @pytest.mark.parametrize("processes", [2])
