@@ -1,7 +1,7 @@
 """From the candidates of a phase to one model, and what can be said about them."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class MergingMixin(ScoringMixin):
         """Choose ingredients, average and score them: the soup's record, and the diagnostics made before anything was tried."""
         usable = {record["name"]: record for record in records if not record["diverged"]}
         metric, greater = self.args.selection_metric
-        diagnostics = self._diagnose_candidates(phase, usable, run)
+        diagnostics = _survive(lambda: self._diagnose_candidates(phase, usable, run))
         # Equal ingredients give equal bytes, so what was scored once, a candidate or a trial, is not scored again.
         metrics_of: dict[tuple[str, ...], dict[str, float]] = {(name,): r["metrics"] for name, r in usable.items()}
 
@@ -48,7 +48,12 @@ class MergingMixin(ScoringMixin):
             "metrics": dict(metrics),
             "trials": [vars(trial) for trial in trials],
         }
-        return record, diagnostics | self._diagnose_soup(phase, soup, record, run)
+        if phase.keeps_dense:
+            return record | {"sparsity": phase.sparsity}, diagnostics
+        masks = Masks.load(soup / MASKS)
+        record |= {"sparsity": masks.sparsity(), "sparsity_per_tensor": masks.sparsity_per_tensor()}
+        found = _survive(lambda: self._diagnose_soup(phase, soup, masks, record["ingredients"], run))
+        return record, {**diagnostics, **found, "warnings": diagnostics["warnings"] + found["warnings"]}
 
     def _average(self, phase: Phase, names: list[str], run: RunDirectory, output: Path) -> Path:
         folders = [run.candidate(phase.number, name) for name in names]
@@ -67,10 +72,13 @@ class MergingMixin(ScoringMixin):
     ) -> dict[str, Any]:
         """How the candidates lie to each other, and whether the middle between two of them is worse than both."""
         if len(usable) < 2:
-            return {}
+            return {"warnings": []}
         folders = {name: run.candidate(phase.number, name) for name in usable}
         names = [name for name, _ in self.model.named_parameters()]
+        geometry = pairwise_geometry(list(folders.values()), names)
         batch = next(iter(self._judge(self._copy()).get_eval_dataloader()))
+        if not self.can_return_loss and any(batch.get(name) is None for name in self.label_names):
+            return {"geometry": geometry, "warnings": ["no midpoint check: the evaluation data have no labels"]}
         losses = {name: self._batch_loss(folder, phase, batch) for name, folder in folders.items()}
         middles: dict[tuple[str, str], float] = {}
         for pair in combinations(usable, 2):
@@ -79,7 +87,7 @@ class MergingMixin(ScoringMixin):
         rifts = find_rifts(losses, middles)
         overrides = {name: record["overrides"] for name, record in usable.items()}
         return {
-            "geometry": pairwise_geometry(list(folders.values()), names),
+            "geometry": geometry,
             "batch_losses": losses,
             "midpoints": [
                 {"between": list(pair), "loss": loss, "barrier": barrier(losses[pair[0]], loss, losses[pair[1]])}
@@ -88,23 +96,18 @@ class MergingMixin(ScoringMixin):
             "warnings": [advice(rift, overrides) for rift in rifts],
         }
 
-    def _diagnose_soup(self, phase: Phase, soup: Path, record: dict[str, Any], run: RunDirectory) -> dict[str, Any]:
-        """Sparsity of what came out, what it could save, and how its mask relates to others."""
-        if phase.keeps_dense:
-            record["sparsity"] = phase.sparsity
-            return {}
-        masks = Masks.load(soup / MASKS)
-        record["sparsity"] = masks.sparsity()
-        record["sparsity_per_tensor"] = masks.sparsity_per_tensor()
-        model = self._load(soup)
-        judge = self._judge(model)
+    def _diagnose_soup(
+        self, phase: Phase, soup: Path, masks: Masks, ingredients: list[str], run: RunDirectory
+    ) -> dict[str, Any]:
+        """What the zeros could save, and how the mask relates to others."""
+        judge = self._judge(self._load(soup))
         inputs = judge._prepare_inputs(next(iter(judge.get_eval_dataloader())))
-        found: dict[str, Any] = {"theoretical_speedup": theoretical_speedup(model, masks, inputs)}
+        found: dict[str, Any] = {"theoretical_speedup": theoretical_speedup(judge.model, masks, inputs), "warnings": []}
         before = run.soup(phase.number - 1) / MASKS
         if before.is_file():
             found["mask_overlap_with_previous_phase"] = mask_overlap(Masks.load(before), masks)
         if phase.own_parents:
-            own = {name: Masks.load(run.candidate(phase.number, name) / MASKS) for name in record["ingredients"]}
+            own = {name: Masks.load(run.candidate(phase.number, name) / MASKS) for name in ingredients}
             found["mask_overlaps"] = [
                 {"between": [a, b], "overlap": mask_overlap(own[a], own[b])} for a, b in combinations(own, 2)
             ]
@@ -116,3 +119,11 @@ class MergingMixin(ScoringMixin):
         judge.model.eval()
         with judge.compute_loss_context_manager():
             return float(judge.compute_loss(judge.model, judge._prepare_inputs(dict(batch))))
+
+
+def _survive(diagnose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Hours of training must not be lost to a measurement: where one fails, the report and a line say so."""
+    try:
+        return diagnose()
+    except Exception as error:
+        return {"warnings": [f"diagnostics failed: {type(error).__name__}: {error}"]}

@@ -208,7 +208,9 @@ class ScoringMixin(MaskedTrainerMixin):
             # In order, without labels smoothed or rows shuffled; a collator that draws numbers draws the same ones.
             loader = self._judge(model).get_eval_dataloader(self.train_dataset)
             torch.manual_seed(self.args.seed)
-            recalibrate_batch_norm_(model, loader, math.ceil(self.args.bn_recalibration_fraction * len(loader)))
+            # A stream has no length; its training has max_steps.
+            length = len(loader) if hasattr(self.train_dataset, "__len__") else self.args.max_steps
+            recalibrate_batch_norm_(model, loader, math.ceil(self.args.bn_recalibration_fraction * length))
 
     def _recalibrate_folder(self, folder: Path) -> None:
         if self._recalibrates:

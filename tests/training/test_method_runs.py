@@ -270,3 +270,16 @@ def test_the_soup_of_copies_is_the_copy(make_trainer):
     trainer.train()
     assert same(weights(run(trainer, "phase-2/soup")), weights(run(trainer, "phase-2/candidate-3")))
     assert trainer.report["phases"][1]["diagnostics"]["geometry"]["distances"][0][1] == 0
+
+
+def test_a_run_survives_diagnostics_that_fail(make_trainer, monkeypatch, capsys):
+    def fail(*args):
+        raise RuntimeError("no such batch")
+
+    monkeypatch.setattr("sms_hf.training.merging.theoretical_speedup", fail)
+    trainer = make_trainer({"num_phases": 1, **UNIFORM})
+    trainer.train()
+    found = trainer.report["phases"][0]["diagnostics"]
+    assert found["warnings"][-1] == "diagnostics failed: RuntimeError: no such batch"
+    assert found["geometry"]["distance"]["min"] > 0
+    assert "phase 1: diagnostics failed: RuntimeError: no such batch" in capsys.readouterr().out
