@@ -14,6 +14,7 @@ from ..sparsity.masks import Masks
 from ..sparsity.patterns import nm_skipped
 from ..sparsity.prunable import find_prunable
 from ..sparsity.schedules import allr_scale
+from ..sparsity.structures import STRUCTURES, find_groups
 from .candidates import Candidate, Phase
 from .evaluation import all_finite
 from .gradual import GradualPruning
@@ -67,8 +68,13 @@ class RetrainingMixin(MergingMixin):
         return masks, Norms(before, weight_norm(model), fraction)
 
     def _all_kept(self, model: torch.nn.Module) -> Masks:
-        found = find_prunable(model, self.args.target_modules, self.args.exclude_modules).parameters
-        return Masks({name: torch.ones(p.shape, dtype=torch.bool) for name, p in found.items()})
+        """Masks of the parameters that pruning will cover, before it has removed anything."""
+        pattern, targets, excluded = self.args.pruning_pattern, self.args.target_modules, self.args.exclude_modules
+        if pattern in STRUCTURES:
+            names = [m.parameter for group in find_groups(model, pattern, targets, excluded) for m in group.members]
+        else:
+            names = list(find_prunable(model, targets, excluded).parameters)
+        return Masks({name: torch.ones(model.get_parameter(name).shape, dtype=torch.bool) for name in names})
 
     def _prune_own_(self, model: torch.nn.Module, phase: Phase, name: str, run: RunDirectory) -> tuple[Masks, Norms]:
         """Load a candidate of the phase before, and prune it on its own."""

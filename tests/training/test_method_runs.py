@@ -1,12 +1,19 @@
 """Every method end to end, on models of a second."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny_t5
 from safetensors.torch import load_file
-from transformers import ResNetConfig, ResNetForImageClassification, TrainerCallback
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    TrainerCallback,
+)
 
 from sms_hf import Masks, SparseSoupTrainer, prune
 from sms_hf.training.methods import METHODS
@@ -200,6 +207,21 @@ def test_patterns_hold_through_every_kind_of_method(make_trainer, pattern, metho
             assert (mask.reshape(-1, 4).sum(1) == 2).all()
     else:
         assert trainer.masks.sparsity() == 0.5
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "neurons", "heads"])
+def test_dense_phases_cover_what_will_be_pruned(make_trainer, pattern):
+    """The dense weights that feedback keeps must be all that a mask can touch, biases of neurons included."""
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=64, num_labels=2
+    )
+    settings = {"pruning_pattern": pattern, "target_sparsity": 0.5, **UNIFORM}
+    trainer = make_trainer(settings, model=BertForSequenceClassification(config))
+    before = trainer._all_kept(trainer.model)
+    assert before.sparsity() == 0
+    after = prune(copy.deepcopy(trainer.model), 0.5, scope="uniform", pattern=pattern)
+    assert list(before) == list(after)
+    assert any(name.endswith("bias") for name in after) == (pattern in ("neurons", "heads"))
 
 
 class Images(torch.utils.data.Dataset):
