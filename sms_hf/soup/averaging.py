@@ -113,6 +113,14 @@ def union_masks(folders: Sequence[Path]) -> Masks:
     return Masks({name: torch.stack([m[name] for m in masks]).any(0) for name in masks[0]})
 
 
+def row_pieces(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the rows of a tensor of this shape, in pieces of about `CHUNK` weights."""
+    rows, width = (shape[0], max(torch.Size(shape[1:]).numel(), 1)) if shape else (1, 1)
+    step = max(CHUNK // width, 1)
+    for start in range(0, rows, step):
+        yield start, start + step
+
+
 def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
     if count == 0:
         raise ValueError("A soup needs at least one folder, got none.")
@@ -143,14 +151,12 @@ def _averaged(checkpoints: Sequence[Checkpoint], shares: Sequence[float], masks:
     """The pieces of the averaged tensors, in the order of the first checkpoint."""
     for name, shape in checkpoints[0].shapes.items():
         dtype = DTYPES[checkpoints[0].dtypes[name]]
-        rows, width = (shape[0], max(torch.Size(shape[1:]).numel(), 1)) if shape else (1, 1)
-        step = max(CHUNK // width, 1)
         zeros, mismatched = [0] * len(checkpoints), 0
-        for start in range(0, rows, step):
-            parts = [checkpoint.rows(name, start, start + step) for checkpoint in checkpoints]
+        for start, stop in row_pieces(shape):
+            parts = [checkpoint.rows(name, start, stop) for checkpoint in checkpoints]
             if masks is not None and name in masks:
                 for part in parts:
-                    check_zeros(name, part, masks[name][start : start + step], start)
+                    check_zeros(name, part, masks[name][start:stop], start)
             elif dtype.is_floating_point and len(shape) > 1:
                 patterns = [part == 0 for part in parts]
                 zeros = [count + int(pattern.sum()) for count, pattern in zip(zeros, patterns, strict=True)]

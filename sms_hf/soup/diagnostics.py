@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..sparsity.masks import MaskError, Masks
 from ..sparsity.prunable import matrix_dims
-from .averaging import CHUNK, average_checkpoints
+from .averaging import average_checkpoints, row_pieces
 from .checkpoint import DTYPES, Checkpoint, CheckpointError
 
 MARGIN = 0.01
@@ -87,10 +87,8 @@ def _pieces(folders: Sequence[str | Path], names: Collection[str] | None) -> Ite
                         f"Models that are compared must hold the same tensors, but {name!r} has shape {shape} in {first.folder} "
                         f"and {other.shapes.get(name)} in {other.folder}. Pass candidates of one run."
                     )
-            rows, width = (shape[0], max(torch.Size(shape[1:]).numel(), 1)) if shape else (1, 1)
-            step = max(CHUNK // width, 1)
-            for start in range(0, rows, step):
-                yield torch.stack([c.rows(name, start, start + step).double().reshape(-1) for c in checkpoints])
+            for start, stop in row_pieces(shape):
+                yield torch.stack([c.rows(name, start, stop).double().reshape(-1) for c in checkpoints])
 
 
 def mask_overlap(first: Masks, second: Masks) -> float:

@@ -83,11 +83,7 @@ def prune(
     check_options(scope, criterion, max_sparsity_per_layer, pattern)
     limit = 1.0 if max_sparsity_per_layer is None else max_sparsity_per_layer
     groups = find_groups(model, pattern, target_modules, exclude_modules) if pattern in STRUCTURES else []
-    if groups:
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        weights: Mapping[str, Tensor] = {m.parameter: parameters[m.parameter] for g in groups for m in g.members}
-    else:
-        weights = find_prunable(model, target_modules, exclude_modules).parameters
+    weights = _weights_of(model, groups, target_modules, exclude_modules)
     _check_within(within, weights)
     alive = within if within is not None else {n: w.detach() != 0 for n, w in weights.items() if not w.all()}
     if pattern == UNSTRUCTURED:
@@ -107,6 +103,24 @@ def prune(
         )
     masks.apply_(model)
     return masks
+
+
+def find_weights(
+    model: nn.Module,
+    pattern: str = UNSTRUCTURED,
+    target_modules: str | list[str] | None = None,
+    exclude_modules: str | list[str] | None = None,
+) -> Mapping[str, Tensor]:
+    """The parameters that [`prune`] covers with masks: the prunable ones, or under a structured pattern those of its units."""
+    groups = find_groups(model, pattern, target_modules, exclude_modules) if pattern in STRUCTURES else []
+    return _weights_of(model, groups, target_modules, exclude_modules)
+
+
+def _weights_of(model, groups, target_modules, exclude_modules) -> Mapping[str, Tensor]:
+    if not groups:
+        return find_prunable(model, target_modules, exclude_modules).parameters
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {m.parameter: parameters[m.parameter] for g in groups for m in g.members}
 
 
 def select(

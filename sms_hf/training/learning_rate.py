@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -159,4 +160,10 @@ def _log(original_schedule: str | None) -> dict[str, Any] | None:
         return None
     path = Path(original_schedule)
     path = path / "trainer_state.json" if path.is_dir() else path
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return _read_log(path) if path.is_file() else None
+
+
+@cache
+def _read_log(path: Path) -> dict[str, Any]:
+    """Read once: arguments are checked again for every candidate and every score."""
+    return json.loads(path.read_text(encoding="utf-8"))

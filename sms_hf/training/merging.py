@@ -1,6 +1,5 @@
 """From the candidates of a phase to one model, and what can be said about them."""
 
-import shutil
 from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -41,7 +40,7 @@ class MergingMixin(ScoringMixin):
         chosen, trials = SOUP_METHODS[method](scores, evaluate, greater)
         soup = self._average(phase, chosen, run, run.soup(phase.number))
         metrics = metrics_of.get(tuple(chosen)) or self._evaluate_folder(soup, phase)
-        shutil.rmtree(run.trial(phase.number), ignore_errors=True)
+        run.remove(run.trial(phase.number))
         record = {
             "ingredients": list(chosen),
             "score": metrics[metric],

@@ -125,9 +125,10 @@ def _imp_avg(request: Request) -> list[Phase]:
     return _separate_runs(request, "average")
 
 
-def _iterative(request: Request) -> list[Phase]:
+def _iterative(request: Request, first: int = 1) -> list[Phase]:
+    """`num_phases` phases, numbered from `first`."""
     sparsities = phase_sparsities(request.target_sparsity, request.num_phases)
-    return [Phase(j, sparsity, _candidates(request.variants, j)) for j, sparsity in enumerate(sparsities, start=1)]
+    return [Phase(j, sparsity, _candidates(request.variants, j)) for j, sparsity in enumerate(sparsities, start=first)]
 
 
 def _separate_runs(request: Request, merge: str) -> list[Phase]:
@@ -219,10 +220,7 @@ def _budgeted(request: Request) -> list[Phase]:
     dense_variant = lasting(request, request.variants[0], share * request.num_phases)
     allr = {"retrain_schedule": "allr", "original_num_epochs": request.original_num_epochs or dense}
     variants = [{**allr, **lasting(request, variant, 1 - share)} for variant in request.variants]
-    retraining = _iterative(replace(request, variants=variants))
-    return [Phase(1, 0.0, _candidates([dense_variant], 1))] + [
-        Phase(phase.number + 1, phase.sparsity, _candidates(variants, phase.number + 1)) for phase in retraining
-    ]
+    return [Phase(1, 0.0, _candidates([dense_variant], 1)), *_iterative(replace(request, variants=variants), first=2)]
 
 
 METHODS = {

@@ -12,9 +12,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..soup.checkpoint import MASKS
 from ..sparsity.masks import Masks
 from ..sparsity.patterns import nm_skipped
-from ..sparsity.prunable import find_prunable
+from ..sparsity.pruning import find_weights
 from ..sparsity.schedules import allr_scale
-from ..sparsity.structures import STRUCTURES, find_groups
 from .candidates import Candidate, Phase
 from .evaluation import all_finite
 from .gradual import GradualPruning
@@ -49,11 +48,11 @@ class RetrainingMixin(MergingMixin):
                 load_weights_(model, run.soup(phase.number - 1))
                 path = run.soup(phase.number - 1) / MASKS
                 within = Masks.load(path) if path.is_file() else None
-            dense = {name: p.detach().clone() for name, p in model.named_parameters()} if phase.keeps_dense else {}
+            if phase.keeps_dense:
+                self._save_model(model, None, run.parent(phase.number))
             masks, norms = self._prune_from_(model, phase, within)
-            for name, weight in dense.items():
-                model.get_parameter(name).data.copy_(weight)
-            self._save_model(model, None if phase.keeps_dense else masks, run.parent(phase.number))
+            if not phase.keeps_dense:
+                self._save_model(model, masks, run.parent(phase.number))
         skipped = nm_skipped(model, self.args.pruning_pattern, self.args.target_modules, self.args.exclude_modules)
         record = parent_record(model, masks, norms, skipped)
         write_json(run.parent_record(phase.number), record)
@@ -70,11 +69,8 @@ class RetrainingMixin(MergingMixin):
     def _all_kept(self, model: torch.nn.Module) -> Masks:
         """Masks of the parameters that pruning will cover, before it has removed anything."""
         pattern, targets, excluded = self.args.pruning_pattern, self.args.target_modules, self.args.exclude_modules
-        if pattern in STRUCTURES:
-            names = [m.parameter for group in find_groups(model, pattern, targets, excluded) for m in group.members]
-        else:
-            names = list(find_prunable(model, targets, excluded).parameters)
-        return Masks({name: torch.ones(model.get_parameter(name).shape, dtype=torch.bool) for name in names})
+        weights = find_weights(model, pattern, targets, excluded)
+        return Masks({name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()})
 
     def _prune_own_(self, model: torch.nn.Module, phase: Phase, name: str, run: RunDirectory) -> tuple[Masks, Norms]:
         """Load a candidate of the phase before, and prune it on its own."""

@@ -190,7 +190,7 @@ class ScoringMixin(MaskedTrainerMixin):
         )
 
     def _save_model(self, model: torch.nn.Module, masks: Masks | None, folder: Path) -> None:
-        trainer = spawn(self, model, silent_args(self.args))
+        trainer = self._judge(model)
         trainer.masks = masks
         trainer._save_named(folder)
 

@@ -13,8 +13,8 @@ from sms_hf.soup import (
     CheckpointError,
     Rift,
     advice,
+    averaging,
     barrier,
-    diagnostics,
     find_rifts,
     loss_along_line,
     mask_overlap,
@@ -69,7 +69,7 @@ def test_geometry_by_hand(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_distances_to_the_mean_follow_from_those_of_the_pairs(tmp_path, monkeypatch, chunk, dtype):
     """sum_i |t_i - mean|^2 = (1 / m) sum_{i < j} |t_i - t_j|^2, whatever the pieces are in which folders are read."""
-    monkeypatch.setattr(diagnostics, "CHUNK", chunk)
+    monkeypatch.setattr(averaging, "CHUNK", chunk)
     states = random_states(4, dtype)
     found = pairwise_geometry(folders_of(tmp_path, *states))
     vectors = [torch.cat([t.double().flatten() for t in list(state.values())[:4]]) for state in states]
