@@ -1,5 +1,7 @@
 """Sparse Model Soups for Hugging Face Transformers."""
 
+from .hub import CompactError, CompactFile, load, pack, push_to_hub, unpack
+from .inference import Change, Compaction, compact, plan_compaction
 from .report import format_report
 from .soup import average_checkpoints, greedy_soup, uniform_soup
 from .sparsity import CRITERIA, MaskError, Masks, Prunable, find_groups, find_prunable, phase_sparsities, prune
@@ -23,6 +25,10 @@ __version__ = "0.1.0"
 __all__ = [
     "CRITERIA",
     "METHODS",
+    "Change",
+    "CompactError",
+    "CompactFile",
+    "Compaction",
     "MaskError",
     "MaskedTrainerMixin",
     "Masks",
@@ -35,14 +41,20 @@ __all__ = [
     "bleu_metrics",
     "class_maps",
     "classification_metrics",
+    "compact",
     "find_groups",
     "find_prunable",
     "format_report",
     "greedy_soup",
+    "load",
     "make_ensemble",
+    "pack",
     "phase_sparsities",
+    "plan_compaction",
     "prune",
+    "push_to_hub",
     "sacrebleu_signature",
     "segmentation_metrics",
     "uniform_soup",
+    "unpack",
 ]

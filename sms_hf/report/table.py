@@ -5,8 +5,6 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ..training.progress import describe
-
 
 def format_report(
     report: Mapping[str, Any], test_scores: Mapping[str, float] | None = None, style: str = "simple"
@@ -61,6 +59,11 @@ def _phase_rows(phase: Mapping[str, Any], tests: Mapping[str, float]) -> list[li
             label = f"soup ({_ingredients(soup['ingredients'])})"
             rows.append([name, label, 100 * soup["sparsity"], soup["score"], tests.get(f"{name}/soup")])
     return rows
+
+
+def describe(overrides: Mapping[str, Any]) -> str:
+    """Settings of a candidate: `seed=43 weight_decay=0.01`."""
+    return " ".join(f"{key}={value}" for key, value in overrides.items())
 
 
 def _settings(candidate: Mapping[str, Any]) -> str:

@@ -101,10 +101,7 @@ def write_streamed(
     path: Path, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], pieces: Iterator[Tensor]
 ) -> None:
     """
-    Write a safetensors file without holding its tensors.
-
-    `safetensors.torch.save_file` wants every tensor in memory at once; the format itself (a JSON header, then the bytes
-    of the tensors one after the other) does not. The file appears under its name only when it is whole.
+    Write tensors of known shapes without holding them.
 
     Args:
         path (`Path`): The file to write.
@@ -116,20 +113,55 @@ def write_streamed(
     for name, shape in shapes.items():
         start, end = end, end + DTYPES[dtypes[name]].itemsize * torch.Size(shape).numel()
         header[name] = {"dtype": dtypes[name], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for piece in pieces:
-                file.write(piece.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-            written = file.tell() - 8 - len(text)
-        if written != end:
-            raise CheckpointError(f"{path} should hold {end} bytes of weights, {written} were written.")
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(path)
+    with SafetensorsWriter(path, len(json.dumps(header, separators=(",", ":")))) as file:
+        for piece in pieces:
+            file.write(piece)
+        if file.written != end:
+            raise CheckpointError(f"{path} should hold {end} bytes of weights, {file.written} were written.")
+        file.finish(header)
+
+
+class SafetensorsWriter:
+    """
+    A safetensors file that is written piece by piece, its header last.
+
+    `safetensors.torch.save_file` wants every tensor in memory at once; the format itself (a JSON header, then the bytes
+    of the tensors one after the other) does not. The file appears under its name only when it is whole.
+
+    Args:
+        path (`Path`): The file to write.
+        reserve (`int`): Bytes that the header may take; what it leaves is filled with spaces, as the format allows.
+    """
+
+    def __init__(self, path: Path, reserve: int):
+        self.path, self.written = path, 0
+        self._partial = path.with_name(path.name + ".partial")
+        self._reserved = reserve + -reserve % 8
+
+    def write(self, piece: Tensor) -> bytes | memoryview:
+        """Append the bytes of a tensor, and give them back."""
+        data = piece.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        self._file.write(data)
+        self.written += len(data)
+        return data
+
+    def finish(self, header: Mapping) -> None:
+        """Write the header: `"__metadata__"`, and name -> dtype, shape and data offsets."""
+        text = json.dumps(header, separators=(",", ":")).encode().ljust(self._reserved)
+        assert len(text) == self._reserved, "the header is longer than what was reserved"
+        self._file.seek(0)
+        self._file.write(struct.pack("<Q", len(text)) + text)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> "SafetensorsWriter":
+        self._file = open(self._partial, "wb")
+        self._file.seek(8 + self._reserved)
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self._file.close()
+        if kind is None:
+            self._partial.replace(self.path)
+        else:
+            self._partial.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from ..hub.folders import FORMATS
 from ..soup.recipes import SOUP_METHODS
 from ..sparsity.pruning import CRITERIA, SCOPES, check_options, pattern_sparsity
 from ..sparsity.schedules import RETRAIN_SCHEDULES
@@ -139,6 +140,14 @@ class SparseSoupArguments(_TrainingArguments):
             "for every candidate and soup. 0: not at all. Models without batch norm are left alone."
         },
     )
+    sparse_format: str = field(
+        default="dense",
+        metadata={
+            "help": "Weights of the final model: 'dense' with zeros in place, which every tool loads; 'compact', kept values and "
+            "a mask, smaller, which sms_hf loads; 'both', side by side.",
+            "choices": list(FORMATS),
+        },
+    )
     keep_candidates: bool = field(
         default=False, metadata={"help": "Keep the weights of every candidate, not only of the soups."}
     )
@@ -153,6 +162,8 @@ class SparseSoupArguments(_TrainingArguments):
         check_options(self.pruning_scope, self.pruning_criterion, self.max_sparsity_per_layer, self.pruning_pattern)
         self._check_pattern()
         check_schedule(self)
+        if self.sparse_format not in FORMATS:
+            raise ValueError(f"sparse_format must be one of {list(FORMATS)}, got {self.sparse_format!r}.")
         if not 0.0 <= self.bn_recalibration_fraction <= 1.0:
             raise ValueError(f"bn_recalibration_fraction must lie in [0, 1], got {self.bn_recalibration_fraction}.")
         if self.max_sparsity_per_layer is not None and self.max_sparsity_per_layer < self.target_sparsity:

@@ -3,12 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..report.table import describe
 from .candidates import Phase
-
-
-def describe(overrides: Mapping[str, Any]) -> str:
-    """Settings of a candidate: `seed=43 weight_decay=0.01`."""
-    return " ".join(f"{key}={value}" for key, value in overrides.items())
 
 
 def dense_line(metrics: Mapping[str, float], metric: str) -> str:

@@ -13,13 +13,13 @@ from ..sparsity.prunable import find_prunable
 from .arguments import SparseSoupArguments
 from .candidates import Phase
 from .progress import dense_line, parent_line, soup_lines
+from .publishing import PublishingMixin
 from .records import phase_record, run_settings, train_output
-from .retraining import RetrainingMixin
 from .run_directory import RunDirectory, read_json, remove_weights, write_json
-from .weights import forget_accelerate_, load_weights_, no_progress_bars
+from .weights import forget_accelerate_, load_weights_
 
 
-class SparseSoupMixin(RetrainingMixin):
+class SparseSoupMixin(PublishingMixin):
     """
     Turns a `Trainer` into one that makes sparse model soups: `class SoupSFT(SparseSoupMixin, SFTTrainer)`.
 
@@ -73,6 +73,8 @@ class SparseSoupMixin(RetrainingMixin):
         try:
             self._check_inputs(resume_from_checkpoint, trial)
             self.report = self._run_phases(self._run, resume_from_checkpoint is True, scope)
+            if self.args.push_to_hub:
+                self.push_to_hub()
         except BaseException as error:
             processes.fail(error)
             raise
@@ -138,11 +140,6 @@ class SparseSoupMixin(RetrainingMixin):
         self.masks = Masks.load(folder / MASKS)
         self._move_model_to_device(self.model, self.args.device)
 
-    def _save_final(self, run: RunDirectory, report: dict[str, Any]) -> None:
-        with no_progress_bars():
-            self.save_model(str(run.root), _internal_call=True)
-        write_json(run.report, report)
-
     def _release_model_(self) -> None:
         """Make `self.model` plain again and move it off the accelerator: from here on it only serves to be copied."""
         forget_accelerate_(self.model)
@@ -179,10 +176,6 @@ class SparseSoupMixin(RetrainingMixin):
                 "Expected train_dataset and eval_dataset: candidates are trained on one, scored on the other."
             )
         find_prunable(self.model, self.args.target_modules, self.args.exclude_modules)
-
-    def _say(self, line: str) -> None:
-        if self.args.processes.is_main:
-            print(line, flush=True)
 
 
 def _pending(phase: Phase, run: RunDirectory) -> list[int]:

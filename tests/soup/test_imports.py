@@ -11,10 +11,12 @@ ROOT = Path(sms_hf.__file__).parent
 BELOW = {
     "sparsity": set(),
     "soup": {"sparsity"},
-    "training": {"sparsity", "soup"},
+    "report": set(),
+    "hub": {"sparsity", "soup", "report"},
+    "training": {"sparsity", "soup", "report", "hub"},
+    "inference": {"sparsity"},
     "demo": set(),
-    "report": {"sparsity", "soup", "training"},
-    "cli": {"sparsity", "soup", "training", "demo", "report"},
+    "cli": {"sparsity", "soup", "report", "hub", "training", "inference"},
 }
 FRAMEWORKS = {"transformers", "accelerate", "huggingface_hub", "datasets", "evaluate"}
 
@@ -71,7 +73,7 @@ def test_imports_are_found(source, expected):
 
 def test_every_room_has_its_place():
     assert set(rooms()) <= set(BELOW)
-    assert {"sparsity", "soup", "training", "demo", "report"} <= set(rooms())
+    assert {"sparsity", "soup", "hub", "training", "demo", "report"} <= set(rooms())
 
 
 @pytest.mark.parametrize("room", rooms())

@@ -27,6 +27,7 @@ OPTIONS = [
     "original_schedule",
     "original_num_epochs",
     "bn_recalibration_fraction",
+    "sparse_format",
     "keep_candidates",
 ]
 

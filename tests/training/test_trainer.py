@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -227,34 +226,6 @@ def test_a_varied_learning_rate_that_would_have_no_effect_is_refused(make_traine
     with pytest.raises(ValueError, match="optimizer_cls_and_kwargs sets the learning rate itself"):
         trainer.train()
     assert make_trainer({"num_phases": 1}, optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 0.1})).train()
-
-
-class FakeHub:
-    """Stands in for `HfApi`: remembers what would be created and uploaded."""
-
-    def __init__(self):
-        self.created, self.uploads = [], []
-
-    def create_repo(self, name, **kwargs):
-        self.created.append(name)
-        return SimpleNamespace(repo_id=f"user/{name}")
-
-    def upload_folder(self, **kwargs):
-        self.uploads.append(kwargs)
-
-
-def test_only_the_final_model_is_pushed(make_trainer, monkeypatch):
-    hub = FakeHub()
-    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
-    trainer = make_trainer({"push_to_hub": True, "hub_model_id": "soup", "hub_strategy": "every_save"})
-    trainer.train()
-    assert hub.uploads == [], "nothing is pushed before the user asks"
-    trainer.push_to_hub(blocking=True)
-    assert set(hub.created) == {"soup"}
-    (upload,) = hub.uploads
-    assert "_*" in upload["ignore_patterns"], "the folder _run stays at home"
-    left = [path.name for path in Path(upload["folder_path"]).iterdir() if not path.name.startswith("_")]
-    assert {"model.safetensors", "config.json", "masks.safetensors", "report.json", "README.md"} <= set(left)
 
 
 def test_positional_arguments_as_trainer_takes_them(make_args):

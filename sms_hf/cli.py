@@ -1,0 +1,103 @@
+"""The command `sms-hf`: sparse model folders, on disk and on the Hub."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError
+from transformers.utils import logging
+
+from .hub import pack, push_to_hub, unpack
+from .hub.folders import weight_paths
+from .hub.inspection import describe_folder
+from .hub.push import weight_sizes
+from .hub.rescue import rescue
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 where it succeeded, 1 with one line on stderr where it did not."""
+    parser = argparse.ArgumentParser("sms-hf", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run, what: str, output: str = "") -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=what, description=what)
+        added.add_argument("model", help="A model folder, or the name of a repository of the Hub.")
+        if output:
+            added.add_argument("--output", type=Path, help=output)
+        added.set_defaults(run=run)
+        return added
+
+    here = "A new folder for the result. Default: in place."
+    added = command("pack", _pack, "Store the weights of a sparse model compactly: kept values and masks.", here)
+    added.add_argument("--only", action="store_true", help="Remove the dense form: smaller, but only sms_hf loads it.")
+    added.add_argument("--entropy", action="store_true", help="Code the masks near their entropy.")
+    command("unpack", _unpack, "Turn a compact model into an ordinary one.", here)
+    command(
+        "inspect", _inspect, "Show shape, sparsity, pattern and bytes of every tensor, and where the model comes from."
+    )
+    what = "Turn an orphaned sparse checkpoint of compressed-tensors into an ordinary one."
+    command("rescue", _rescue, what, "The folder to write. Default: MODEL-dense.")
+    added = command("push", _push, "Upload a finished run, or another model folder, with its model card.")
+    added.add_argument("repo_id", help="USER/NAME on the Hub; made where it does not exist.")
+    added.add_argument("--private", action="store_true", default=None, help="Make a new repository private.")
+    added.add_argument("--revision", help="Branch. Default: main.")
+    args = parser.parse_args(argv)
+    logging.set_verbosity_error()
+    try:
+        args.run(args)
+    except (ValueError, OSError, HTTPError) as error:
+        print(f"sms-hf: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _folder(name: str) -> Path:
+    """The folder of a model, downloaded where the name is not one here."""
+    if Path(name).exists():
+        return Path(name)
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"Expected a model folder or a repository USER/NAME, found no folder {name}.")
+    return Path(
+        snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.md"])
+    )
+
+
+def _source(args: argparse.Namespace) -> Path:
+    folder = _folder(args.model)
+    if args.output is None and not Path(args.model).exists():
+        raise ValueError(f"{args.model} is a repository: name a folder for the result with --output.")
+    return folder
+
+
+def _pack(args: argparse.Namespace) -> None:
+    source = _source(args)
+    before = sum(path.stat().st_size for path in weight_paths(source) if path.is_file())
+    target = pack(source, args.output, keep_dense=not args.only, entropy_coded=args.entropy)
+    after = sum(size for name, size in weight_sizes(target).items() if ".sparse" in name)
+    print(
+        f"{target}: {before:,} bytes of dense weights, {after:,} compact ({after / before:.1%})" if before else target
+    )
+
+
+def _unpack(args: argparse.Namespace) -> None:
+    target = unpack(_source(args), args.output)
+    print(f"{target}: {sum(weight_sizes(target).values()):,} bytes of dense weights")
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    print(describe_folder(_folder(args.model)))
+
+
+def _rescue(args: argparse.Namespace) -> None:
+    source = _folder(args.model)
+    print(rescue(source, args.output or Path(f"{Path(args.model).name}-dense")))
+
+
+def _push(args: argparse.Namespace) -> None:
+    print(push_to_hub(_folder(args.model), args.repo_id, private=args.private, revision=args.revision).commit_url)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""What lies in a model folder: per tensor its shape, sparsity, pattern and bytes."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+from ..soup.checkpoint import DTYPES, MASKS, Checkpoint
+from ..sparsity.masks import Masks
+from .compact_file import CompactFile
+from .folders import compact_files, has_compact, has_dense, read_config, weight_paths
+from .lineage import LINEAGE
+from .mask_codings import find_nm
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    A tensor.
+
+    Attributes:
+        name, dtype (`str`): As in the file.
+        shape (`tuple[int, ...]`): Of the tensor.
+        sparsity (`float`, *optional*): Fraction of zeros, in `[0, 1]`; None for vectors and whole numbers.
+        pattern (`str`): `"2:4"` where it has one; in a compact file how its mask is coded.
+        num_bytes (`int`): In the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sparsity: float | None
+    pattern: str
+    num_bytes: int
+
+
+def inspect(folder: str | Path) -> list[Row]:
+    """
+    The tensors of a model folder, of its compact form where it has one.
+
+    Raises:
+        CheckpointError, CompactError: If the folder holds no weights, or they are damaged.
+    """
+    folder = Path(folder)
+    read_config(folder)
+    return list(_compact_rows(folder) if has_compact(folder) else _dense_rows(folder))
+
+
+def _compact_rows(folder: Path) -> Iterator[Row]:
+    for path in compact_files(folder):
+        with CompactFile(path) as file:
+            for name, stored in file.tensors.items():
+                sparsity = stored.sparsity if stored.mask else None
+                yield Row(name, stored.dtype, stored.shape, sparsity, stored.coding, stored.num_bytes)
+
+
+def _dense_rows(folder: Path) -> Iterator[Row]:
+    with Checkpoint(folder) as checkpoint:
+        for name, shape in checkpoint.shapes.items():
+            dtype = DTYPES[checkpoint.dtypes[name]]
+            weight = checkpoint.rows(name, 0, shape[0] if shape else 1)
+            sparsity, pattern = None, ""
+            if dtype.is_floating_point and len(shape) > 1:
+                mask = (weight != 0).numpy()
+                sparsity = 1.0 - float(mask.mean())
+                nm = find_nm(mask)
+                pattern = f"{nm[0]}:{nm[1]}" if nm else ""
+            yield Row(name, checkpoint.dtypes[name], shape, sparsity, pattern, weight.nbytes)
+
+
+def describe_folder(folder: str | Path) -> str:
+    """What `sms-hf inspect` prints."""
+    folder = Path(folder)
+    rows = inspect(folder)
+    cells = [
+        [r.name, r.dtype, "x".join(map(str, r.shape)), _percent(r.sparsity), r.pattern, f"{r.num_bytes:,}"]
+        for r in rows
+    ]
+    names = ["tensor", "dtype", "shape", "sparsity %", "pattern", "bytes"]
+    table = tabulate(cells, names, colalign=["left", "left", "left", "right", "left", "right"], disable_numparse=True)
+    return "\n".join([table, "", *_summary(folder, rows), *_lineage(folder)])
+
+
+def _percent(sparsity: float | None) -> str:
+    return "" if sparsity is None else f"{100 * sparsity:.2f}"
+
+
+def _summary(folder: Path, rows: list[Row]) -> Iterator[str]:
+    forms = {"compact": has_compact(folder), "dense": has_dense(folder)}
+    yield f"weights: {' and '.join(form for form, there in forms.items() if there)}, {sum(r.num_bytes for r in rows):,} bytes"
+    if forms["compact"] and forms["dense"]:
+        yield f"dense form: {sum(path.stat().st_size for path in weight_paths(folder) if path.is_file()):,} bytes"
+    if (folder / MASKS).is_file():
+        masks = Masks.load(folder / MASKS)
+        yield f"masks: {masks.sparsity():.4%} of {masks.num_weights:,} weights removed, fingerprint {masks.fingerprint()[:16]}"
+
+
+def _lineage(folder: Path) -> Iterator[str]:
+    if not (folder / LINEAGE).is_file():
+        return
+    lineage = json.loads((folder / LINEAGE).read_text(encoding="utf-8"))
+    yield f"made by sms_hf {lineage['versions']['sms_hf']} from {lineage['parent']['name'] or 'a local model'}"
+    for phase in lineage["phases"]:
+        soup = phase["soup"]
+        what = (
+            f"soup of {', '.join(soup['ingredients'])} with {lineage['metric']} {soup['score']:.4g}"
+            if soup
+            else "no soup"
+        )
+        yield f"phase {phase['number']}: {phase['parent']['sparsity']:.2%} removed, {len(phase['candidates'])} candidates, {what}"

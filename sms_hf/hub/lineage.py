@@ -1,0 +1,70 @@
+"""`sparse_soup.json`: where a model comes from, for people and programs that have only the repository."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..sparsity.masks import Masks
+
+LINEAGE = "sparse_soup.json"
+FORMAT = "sms_hf.sparse_soup.v1"
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)  # Of a repository.
+_LOCAL = ("original_schedule",)  # May be a path of the machine that made the model.
+
+
+def make_lineage(
+    report: Mapping[str, Any],
+    masks: Masks,
+    parent: str | None = None,
+    revision: str | None = None,
+    test: Mapping[str, Any] | None = None,
+    measured: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """
+    The lineage of a finished run. [`format_report`] takes it for a report.
+
+    Args:
+        report (`Mapping`): What `report.json` holds.
+        masks ([`Masks`]): Of the final model.
+        parent (`str`, *optional*): Name of the model that was pruned. A folder is not named: it means nothing elsewhere.
+        revision (`str`, *optional*): Commit of the parent.
+        test (`Mapping`, *optional*): Row of the table -> test score.
+        measured (`Mapping`, *optional*): Speed, and the machine that it was measured on.
+
+    Returns:
+        `dict`: JSON values.
+    """
+    settings = report["settings"]
+    is_local = parent is None or not _NAME.fullmatch(parent) or os.path.isdir(parent)
+    return {
+        "format": FORMAT,
+        "parent": {"name": None if is_local else parent, "revision": None if is_local else revision},
+        "model": settings["model"],
+        "metric": report["metric"],
+        "sparsity": masks.sparsity(),
+        "model_sparsity": (masks.num_weights - masks.num_kept) / settings["model"]["num_parameters"],
+        "mask_fingerprint": masks.fingerprint(),
+        "sparsity_per_tensor": masks.sparsity_per_tensor(),
+        "dense": report["dense"],
+        "arguments": {key: value for key, value in settings["arguments"].items() if key not in _LOCAL},
+        "num_examples": settings["num_examples"],
+        "plan": settings["plan"],
+        "phases": [_phase(phase) for phase in report["phases"]],
+        "test": dict(test) if test else None,
+        "measured": dict(measured) if measured else None,
+        "versions": settings["versions"],
+    }
+
+
+def _phase(phase: Mapping[str, Any]) -> dict[str, Any]:
+    known = ("name", "overrides", "steps", "epochs", "score", "metrics", "diverged")
+    soup = phase["soup"]
+    return {
+        "number": phase["number"],
+        "parent": {key: phase["parent"][key] for key in ("sparsity", "mask_fingerprint")},
+        "candidates": [{key: c[key] for key in known if key in c} for c in phase["candidates"]],
+        "mean_score": phase["mean_score"],
+        "best_score": phase["best_score"],
+        "soup": soup and {key: soup[key] for key in ("ingredients", "score", "metrics", "trials", "sparsity")},
+    }

@@ -1,0 +1,72 @@
+"""A model from a folder or the Hub in one line, whichever form its weights have."""
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import cached_file
+
+from ..soup.checkpoint import INDEX, WEIGHTS, CheckpointError
+from .folders import COMPACT, COMPACT_INDEX, QUANT_METHOD, VARIANT
+
+_OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+_FILES = {"compact": (COMPACT, COMPACT_INDEX), "dense": (WEIGHTS, INDEX)}
+
+
+def load(name_or_path: str | Path, prefer: str = "compact", model_class: Any = None, **kwargs: Any) -> PreTrainedModel:
+    """
+    Load a pruned model; only the files of one form are downloaded.
+
+    Where the preferred form is missing, the other one is taken: both give the same weights. Nothing is ever initialised at
+    random: a weight that the file does not hold is an error.
+
+    Args:
+        name_or_path (`str`): A folder, or the name of a repository of the Hub.
+        prefer (`str`, *optional*, defaults to `"compact"`): `"compact"` or `"dense"`.
+        model_class (`type`, *optional*): For example `T5EncoderModel`. Default: the class that `config.json` names.
+        kwargs: Those of `from_pretrained`: `dtype`, `device_map`, `revision`, `token`, ...
+
+    Returns:
+        `PreTrainedModel`: An ordinary model with zeros in place.
+
+    Raises:
+        CompactError: If the compact file is damaged or does not fit the model.
+        CheckpointError: If the file does not hold every weight of the model.
+        OSError: If there is no such folder or repository, as `from_pretrained` says it.
+    """
+    if prefer not in _FILES:
+        raise ValueError(f"prefer must be one of {list(_FILES)}, got {prefer!r}.")
+    hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs}
+    config = AutoConfig.from_pretrained(name_or_path, **hub)
+    other = "dense" if prefer == "compact" else "compact"
+    form = prefer if _has(name_or_path, prefer, hub) or not _has(name_or_path, other, hub) else other
+    expected = model_class or _class_of(config, name_or_path)
+    config.quantization_config = {"quant_method": QUANT_METHOD, "dequantize": True} if form == "compact" else None
+    options = {"config": config, "variant": VARIANT if form == "compact" else None, "output_loading_info": True}
+    model, info = expected.from_pretrained(name_or_path, **kwargs, **options)
+    wrong = {key: sorted(str(k) for k in info[key]) for key in ("missing_keys", "mismatched_keys") if info[key]}
+    if model_class is None and info["unexpected_keys"]:
+        wrong["unexpected_keys"] = sorted(info["unexpected_keys"])
+    if wrong:
+        found = "; ".join(f"{key.removesuffix('_keys')}: {', '.join(names[:3])}" for key, names in wrong.items())
+        raise CheckpointError(
+            f"{name_or_path} must hold the weights of {expected.__name__}, and nothing else; {found}. Pass the class of the "
+            "model as model_class, or use from_pretrained for a model that is to get new layers."
+        )
+    return model
+
+
+def _has(name: str | Path, form: str, hub: dict[str, Any]) -> bool:
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")}
+    return any(cached_file(name, file, **hub, **quiet) is not None for file in _FILES[form])
+
+
+def _class_of(config: Any, name: str | Path) -> Any:
+    names = getattr(config, "architectures", None) or [""]
+    found = getattr(transformers, names[0], None)
+    if found is None:
+        raise CheckpointError(
+            f"config.json of {name} must name a class of transformers in `architectures`, got {names[0]!r}. Pass model_class."
+        )
+    return found

@@ -1,0 +1,122 @@
+"""The plugin by which `from_pretrained` reads compact files: importing `sms_hf` registers it."""
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from .compact_file import MASK, CompactFile, is_compact, unpack_tensor
+from .folders import QUANT_METHOD
+from .mask_codings import CompactError
+
+
+@register_quantization_config(QUANT_METHOD)
+class CompactConfig(QuantizationConfigMixin):
+    """
+    What `config.json` says of a model that has a compact file: that it is unpacked when it is loaded.
+
+    transformers takes formats of weights for quantizations. Nothing is quantized here: all weights are exact.
+    """
+
+    def __init__(self, **_):
+        self.quant_method: Any = QUANT_METHOD
+        self.dequantize = True
+
+
+class Unpack(ConversionOps):
+    """Values and mask -> weight; a tensor that is not packed passes through."""
+
+    def __init__(self, quantizer: Any):
+        # Not as `hf_quantizer`: transformers would leave the cast of the values to `dtype` to this operation then.
+        self.quantizer = quantizer
+
+    def __deepcopy__(self, memo) -> "Unpack":
+        return Unpack(self.quantizer)  # Every parameter gets an operation of its own, of one quantizer.
+
+    def convert(self, input_dict: dict[str, Any], source_patterns, target_patterns, full_layer_name="", **kwargs):
+        weights = {}
+        self.quantizer.missing = kwargs["missing_keys"]
+        for pattern, tensors in input_dict.items():
+            if pattern.endswith(MASK):
+                continue
+            values = tensors if isinstance(tensors, list) else [tensors]
+            coded = input_dict.get(pattern + MASK, [])
+            coded = coded if isinstance(coded, list) else [coded]
+            if not coded:
+                weights[pattern] = values
+            elif len(coded) == len(values):
+                pairs = zip(values, coded, strict=True)
+                weights[pattern] = [unpack_tensor(v.cpu(), c.cpu()).to(v.device) for v, c in pairs]
+            else:
+                raise CompactError(f"{full_layer_name}: {len(values)} tensors, but {len(coded)} masks.")
+        return weights
+
+
+def _layer_weights(model: nn.Module) -> list[str]:
+    """
+    Weights of linear layers in the numbered blocks of a model.
+
+    A new head or pooler may be missing in a file, as everywhere in transformers. A layer of a block never is.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    tied = getattr(model, "all_tied_weights_keys", {})
+    weights = [f"{name}.weight" for name in linear if any(part.isdigit() for part in name.split("."))]
+    return [name for name in weights if name not in tied]
+
+
+@register_quantizer(QUANT_METHOD)
+class CompactQuantizer(HfQuantizer):
+    """Reads dense and compact files alike, and leaves an ordinary model behind."""
+
+    requires_calibration = True  # Only reads.
+
+    def __init__(self, quantization_config, **kwargs):
+        super().__init__(quantization_config, **kwargs)
+        self.packed: set[str] = set()
+        self.missing: set[str] | None = None  # transformers' own, which shrinks while it loads.
+
+    def get_load_operations(self) -> dict:
+        return {"dequantize": Unpack}
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, checkpoint_files=(), **kwargs):
+        """Check the files before anything is read from them."""
+        for path in checkpoint_files or ():
+            if not is_compact(path):
+                continue
+            with CompactFile(path) as file:
+                # The class's: an instance takes over whatever config.json says.
+                model_type = type(model.config).model_type
+                if file.model_type != model_type:
+                    raise CompactError(
+                        f"{path} holds a model of type {file.model_type!r}, got {type(model).__name__}, which is of type "
+                        f"{model_type!r}. Load it with the class that its config.json names."
+                    )
+                self.packed |= {name for name, stored in file.tensors.items() if stored.mask is not None}
+        # The name of the parameter must stand first: unpacked tensors pass through under it.
+        leaves = sorted({name.rpartition(".")[2] for name in self.packed})
+        self.serialized_names = {leaf: [leaf, leaf + MASK] for leaf in leaves}
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs):
+        weights = _layer_weights(model)
+        missing = weights if self.missing is None else [name for name in weights if name in self.missing]
+        if missing and self.packed:
+            raise CompactError(
+                f"The compact file has no {', '.join(missing[:3])} ({len(missing)} missing): its model has other layers than "
+                f"this {type(model).__name__}. Load it with the configuration that lies beside it."
+            )
+        for module in model.modules():
+            # Or the next save_pretrained would rename the dense weights as if they were packed.
+            if hasattr(module, "_weight_conversions"):
+                del module._weight_conversions
+        return model
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True

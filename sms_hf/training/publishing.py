@@ -1,0 +1,169 @@
+"""The last files of a run, and the way to the Hub."""
+
+import platform
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub import HfApi
+
+from ..hub.folders import VARIANT, convert, has_compact, has_dense
+from ..hub.lineage import LINEAGE, make_lineage
+from ..hub.model_card import FIGURE, make_card, merge_cards
+from ..hub.push import CARD, push_to_hub, weight_sizes
+from ..report.phases import draw_phases
+from .retraining import RetrainingMixin
+from .run_directory import RunDirectory, write_json
+from .weights import no_progress_bars
+
+CARD_METADATA = {
+    "language": "language",
+    "license": "license",
+    "tags": "tags",
+    "tasks": "pipeline_tag",
+    "finetuned_from": "base_model",
+    "dataset_tags": "datasets",
+}
+"""Arguments of `Trainer.create_model_card` -> the Hub's metadata. Its others are in the card already, or have no place there."""
+
+
+class PublishingMixin(RetrainingMixin):
+    """Writes the final model with its lineage and its card, and pushes it."""
+
+    report: dict[str, Any] | None
+
+    def _save_final(self, run: RunDirectory, report: dict[str, Any]) -> None:
+        self._save_weights(run.root)
+        write_json(run.report, report)
+        self._describe(run.root, report)
+
+    def _save_weights(self, folder: Path) -> None:
+        """The final weights, in the form asked for."""
+        with no_progress_bars():
+            self.save_model(str(folder), _internal_call=True)
+        convert(folder, self.args.sparse_format)
+
+    def _describe(self, folder: Path, report: dict[str, Any], test: dict[str, float] | None = None) -> None:
+        """Write lineage, figure and card."""
+        assert self.masks is not None
+        config = self.model.config
+        parent, revision = getattr(config, "_name_or_path", None), getattr(config, "_commit_hash", None)
+        lineage = make_lineage(report, self.masks, parent, revision, test, self._measured)
+        write_json(folder / LINEAGE, lineage)
+        try:
+            draw_phases(lineage).savefig(folder / FIGURE, dpi=150)
+        except ImportError:
+            self._say("no figure for the model card: it needs matplotlib, pip install sms_hf[report]")
+        card = make_card(lineage, self._repo_name, weight_sizes(folder), (folder / FIGURE).is_file())
+        there = folder / CARD
+        there.write_text(merge_cards(card, there.read_text("utf-8") if there.is_file() else None), encoding="utf-8")
+
+    @cached_property
+    def _measured(self) -> dict[str, Any] | None:
+        """Seconds to load the model, and examples a second on the first batch of the evaluation data; best of three."""
+        folder = self._run.root
+        forms = {"dense": None} if has_dense(folder) else {}
+        forms |= {"compact": VARIANT} if has_compact(folder) else {}
+        try:
+            with no_progress_bars():
+                load_seconds = {
+                    form: _best_of_three(
+                        lambda v=variant: cast("Any", type(self.model)).from_pretrained(folder, variant=v)
+                    )
+                    for form, variant in forms.items()
+                }
+            judge = self._judge(self._copy())
+            batch = judge._prepare_inputs(next(iter(judge.get_eval_dataloader())))
+            judge.model.eval()
+            with torch.no_grad(), judge.compute_loss_context_manager():
+                seconds = _best_of_three(lambda: float(judge.compute_loss(judge.model, dict(batch))))
+        except Exception as error:  # Hours of training must not be lost to a measurement.
+            self._say(f"no measurement for the model card: {type(error).__name__}: {error}")
+            return None
+        size = self.args.eval_batch_size
+        return {
+            "machine": torch.cuda.get_device_name()
+            if self.args.device.type == "cuda"
+            else f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)",
+            "load_seconds": load_seconds,
+            "batch_size": size,
+            "samples_per_second": size / seconds,
+        }
+
+    # ---- The Hub -----------------------------------------------------------------------------------------------------
+
+    def evaluate_run(self, dataset, dense=None) -> dict[str, float]:
+        scores = super().evaluate_run(dataset, dense)
+        if self.args.processes.is_main and self.report is not None:
+            self._describe(self._run.root, self.report, scores)
+        return scores
+
+    evaluate_run.__doc__ = RetrainingMixin.evaluate_run.__doc__
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        candidates: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Push the soup, as [`sms_hf.push_to_hub`] does: once, by the main process. The others return at once.
+
+        Args:
+            commit_message, blocking, token, revision, private: As in `Trainer.push_to_hub`.
+            candidates (`bool`, *optional*, defaults to `False`): Also push the candidates of the last phase, each to a branch
+                `phase-2-candidate-1`. They are there with `keep_candidates=True`.
+            kwargs: Those of `Trainer.create_model_card`: `language`, `license`, `tags`, `dataset_tags`, ...
+
+        Returns:
+            `CommitInfo` of the soup, or a `Future` of it with `blocking=False`; None on other processes.
+
+        Raises:
+            ValueError: If the candidates' weights were not kept.
+        """
+        if self._is_candidate or self.report is None:
+            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        if not self.args.processes.is_main:
+            return None
+        folder, token = self._run.root, token or self.args.hub_token
+        options = {"private": self.args.hub_private_repo if private is None else private, "token": token}
+        metadata = {CARD_METADATA[key]: value for key, value in kwargs.items() if value and key in CARD_METADATA}
+        self._save_weights(folder)
+        kept = self._kept_candidates(None) if candidates else {}
+        message = commit_message or "End of training"
+
+        def push() -> Any:
+            branch = revision or self.args.hub_revision
+            commit = push_to_hub(
+                folder, self._repo_name, commit_message=message, revision=branch, **options, **metadata
+            )
+            for name, path in kept.items():
+                number = len(self.args.make_plan())
+                push_to_hub(path, self._repo_name, commit_message=message, revision=f"phase-{number}-{name}", **options)
+            return commit
+
+        return push() if blocking else HfApi(token=token).run_as_future(push)
+
+    @property
+    def _repo_name(self) -> str:
+        return self.args.hub_model_id or self._run.root.absolute().name
+
+    def _say(self, line: str) -> None:
+        if self.args.processes.is_main:
+            print(line, flush=True)
+
+
+def _best_of_three(action: Any) -> float:
+    """Seconds of the fastest of three runs."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
