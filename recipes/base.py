@@ -39,6 +39,12 @@ class CommonArguments:
         default=None, metadata={"help": "With --demo: folder of the dense model. Default: OUTPUT_DIR/_dense."}
     )
 
+    @property
+    def hub_dataset(self) -> str | None:
+        """Name of the data set on the Hub, if that is where the data come from."""
+        is_local = any(getattr(self, name, None) for name in ("demo", "parallel_dir", "train_file", "train_dir"))
+        return None if is_local else getattr(self, "dataset_name", None)
+
 
 @dataclass
 class Task:
@@ -54,6 +60,8 @@ class Task:
     preprocess_logits_for_metrics: Callable | None = None
     footnote: str = ""
     """A line under the table: how the metric was computed."""
+    card: dict[str, Any] = field(default_factory=dict)
+    """For the model card: keyword arguments of `trainer.push_to_hub`."""
     perplexity: bool = False
     """Whether the metric is a loss per token that the table shows as exp(loss)."""
 
@@ -302,9 +310,12 @@ def run(
     """The whole recipe: settings, task, soup, test scores, table, upload."""
     recipe, args = parse(argv, script, recipe_class)
     prepare(args)
+    push, args.push_to_hub = args.push_to_hub, False  # Once, when the test scores are there.
     task = load_task(recipe, args)
     dense = copy.deepcopy(task.model)
     trainer = make_trainer(task, args)
+    if push:
+        trainer.init_hf_repo()  # What may not be pushed should fail before hours of training.
     trainer.train(resume_from_checkpoint=recipe.resume)
     scores = None if task.test is None else trainer.evaluate_run(task.test, dense=dense)
     if args.processes.is_main:
@@ -316,6 +327,8 @@ def run(
         print(f"\n{format_report(report, scores)}")
         tested = f", tested on {len(task.test):,}" if task.test is not None else ""
         print(f"\n{footnote}chosen on {len(task.validation):,} validation rows{tested}.")
-        print(f'The model: {type(task.model).__name__}.from_pretrained("{args.output_dir}")')
-        if args.push_to_hub:
-            trainer.push_to_hub()
+        how = "sms_hf.load" if args.sparse_format == "compact" else f"{type(task.model).__name__}.from_pretrained"
+        print(f'The model: {how}("{args.output_dir}")')
+        if push:
+            commit = trainer.push_to_hub(**{"dataset_tags": recipe.hub_dataset, **task.card})
+            print(f"Pushed: {commit.commit_url}")

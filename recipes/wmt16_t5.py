@@ -230,7 +230,9 @@ def load_task(recipe: RecipeArguments, args: SparseSoupTrainingArguments) -> Tas
     tokenizer = from_hub(recipe.model_name_or_path, lambda: AutoTokenizer.from_pretrained(recipe.model_name_or_path))
     set_languages(model, tokenizer, recipe)
     limit_generation(model)
-    return make_task(model, tokenizer, tokenize(corpus, tokenizer, source_prefix(model, recipe), recipe))
+    task = make_task(model, tokenizer, tokenize(corpus, tokenizer, source_prefix(model, recipe), recipe))
+    task.card = {"tasks": "translation", "language": [recipe.source_lang, recipe.target_lang]}
+    return task
 
 
 def demo_task(corpus: datasets.DatasetDict, recipe: RecipeArguments, args: SparseSoupTrainingArguments) -> Task:

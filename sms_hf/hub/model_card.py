@@ -1,7 +1,7 @@
 """The model card: what the Hub shows, made from the lineage."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from string import Template
 from typing import Any
 
@@ -133,18 +133,19 @@ def make_card(
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{BEGIN}\n{text}\n{END}\n"))
 
 
-def merge_cards(new: str, old: str | None) -> str:
+def merge_cards(new: str, old: str | None, chosen: Collection[str] = ()) -> str:
     """
     A new card into one that is there already: its owner's text and metadata stay, what sms_hf wrote is replaced.
 
     Args:
         new (`str`): From [`make_card`].
         old (`str`, *optional*): The card that is there.
+        chosen (`Collection[str]`, *optional*): Metadata that was asked for this time: it replaces what is there.
     """
     if not old:
         return new
     mine, theirs = ModelCard(new), ModelCard(old, ignore_metadata_errors=True)
-    kept = {key: value for key, value in theirs.data.to_dict().items() if key not in ("tags", "model-index")}
+    kept = {key: value for key, value in theirs.data.to_dict().items() if key not in {"tags", "model-index", *chosen}}
     data = {**mine.data.to_dict(), **kept}
     data["tags"] = list(dict.fromkeys([*(theirs.data.get("tags") or []), *(mine.data.get("tags") or [])]))
     others = [r for r in theirs.data.to_dict().get("model-index") or [] if r.get("name") != mine.data.get("model_name")]

@@ -150,7 +150,7 @@ def _card(folder: Path, repo_id: str, there: str | None, metadata: Mapping[str, 
         return there
     lineage = json.loads((folder / LINEAGE).read_text(encoding="utf-8"))
     new = make_card(lineage, repo_id, weight_sizes(folder), (folder / FIGURE).is_file(), **metadata)
-    return merge_cards(new, there)
+    return merge_cards(new, there, metadata)
 
 
 def _read_card(api: HfApi, repo_id: str, revision: str | None) -> str | None:

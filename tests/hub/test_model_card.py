@@ -126,6 +126,7 @@ def test_what_the_owner_wrote_stays(masks):
     assert found.tags.count("sparse") == 1
     assert "mine" in found.tags
     assert merge_cards(new, merged) == merged, "again and again"
+    assert ModelCard(merge_cards(card(masks), edited, chosen=["language"])).data.language == ["en", "de"]
 
 
 def test_a_card_that_is_all_the_owners_gets_ours_below(masks):

@@ -21,12 +21,13 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     Seq2SeqTrainingArguments,
+    T5ForConditionalGeneration,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
-from sms_hf import Masks, SparseSoupArguments, SparseSoupMixin, SparseSoupTrainer, format_report
+from sms_hf import Masks, SparseSoupArguments, SparseSoupMixin, SparseSoupTrainer, format_report, load
 
 
 def weights(folder):
@@ -436,3 +437,63 @@ def test_scores_on_a_test_set_are_those_of_the_models_on_disk(make_trainer):
     assert "mean candidate" in table
     assert "test loss" in table
     assert len(table.splitlines()) == 2 + 1 + 2 * 5
+
+
+# ---- The final files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sparse_format", "weights"),
+    [
+        ("dense", {"model.safetensors"}),
+        ("compact", {"model.sparse.safetensors"}),
+        ("both", {"model.safetensors", "model.sparse.safetensors"}),
+    ],
+)
+def test_the_final_model_has_the_form_asked_for(make_trainer, sparse_format, weights):
+    trainer = make_trainer({"sparse_format": sparse_format, "num_phases": 1})
+    trainer.train()
+    root = Path(trainer.args.output_dir)
+    assert {path.name for path in root.glob("model*")} == weights
+    loaded = load(root)
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(loaded.parameters(), trainer.model.parameters(), strict=True))
+    trainer.masks.check(loaded)
+
+
+def test_a_run_leaves_lineage_and_card(make_trainer, capsys):
+    trainer = make_trainer({"num_phases": 1})
+    trainer.train()
+    root = Path(trainer.args.output_dir)
+    lineage = json.loads((root / "sparse_soup.json").read_text())
+    assert lineage["mask_fingerprint"] == Masks.load(root / "masks.safetensors").fingerprint()
+    assert lineage["sparsity"] == trainer.masks.sparsity()
+    assert [c["score"] for c in lineage["phases"][0]["candidates"]] == [
+        c["score"] for c in trainer.report["phases"][0]["candidates"]
+    ]
+    assert lineage["measured"]["load_seconds"]["dense"] > 0
+    assert lineage["measured"]["samples_per_second"] > 0
+    assert str(root) not in json.dumps(lineage)
+    card = (root / "README.md").read_text()
+    assert f"{100 * trainer.masks.sparsity():.4g} % of its prunable weights removed" in card
+    assert str(root) not in card
+    scores = trainer.evaluate_run(reversal(8, seed=3))
+    assert json.loads((root / "sparse_soup.json").read_text())["test"] == scores
+    assert "test loss" in (root / "README.md").read_text()
+
+
+def test_a_measurement_that_fails_costs_nothing_but_a_line(make_trainer, capsys, monkeypatch):
+    def broken(*_args, **_kwargs):
+        raise OSError("no such device")
+
+    monkeypatch.setattr(T5ForConditionalGeneration, "from_pretrained", broken)
+    trainer = make_trainer({"num_phases": 1})
+    trainer.train()
+    assert "no measurement for the model card: OSError: no such device" in capsys.readouterr().out
+    root = Path(trainer.args.output_dir)
+    assert json.loads((root / "sparse_soup.json").read_text())["measured"] is None
+    assert (root / "model.safetensors").is_file()
+
+
+def test_an_unknown_form_is_refused(make_args):
+    with pytest.raises(ValueError, match=r"sparse_format must be one of \['dense', 'compact', 'both'\], got 'zip'"):
+        make_args(sparse_format="zip")

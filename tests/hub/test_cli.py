@@ -1,0 +1,96 @@
+"""`sms-hf`: what it prints and writes, on folders and on repositories."""
+
+import json
+
+import pytest
+import torch
+from conftest import tiny_t5
+from safetensors.torch import load_file
+
+from sms_hf import Masks, prune
+from sms_hf.cli import main
+
+from .conftest import run_python
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = tiny_t5()
+    masks = prune(model, 0.9)
+    model.save_pretrained(tmp_path / "model")
+    masks.save(tmp_path / "model" / "masks.safetensors")
+    return tmp_path / "model"
+
+
+def test_pack_inspect_unpack(folder, tmp_path, capsys):
+    before = load_file(folder / "model.safetensors")
+    assert main(["pack", str(folder), "--output", str(tmp_path / "packed"), "--only", "--entropy"]) == 0
+    said = capsys.readouterr().out
+    size = (tmp_path / "packed" / "model.sparse.safetensors").stat().st_size
+    assert said == f"{tmp_path / 'packed'}: 94,880 bytes of dense weights, {size:,} compact ({size / 94_880:.1%})\n"
+
+    assert main(["inspect", str(tmp_path / "packed")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    masks = Masks.load(folder / "masks.safetensors")
+    name = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
+    row = next(line for line in lines if line.startswith(name)).split()
+    assert row[1:5] == ["F32", "64x32", f"{100 * masks.sparsity_per_tensor()[name]:.2f}", "rice"]
+    assert f"masks: 90.0000% of 20,480 weights removed, fingerprint {masks.fingerprint()[:16]}" in lines
+
+    assert main(["unpack", str(tmp_path / "packed")]) == 0
+    after = load_file(tmp_path / "packed" / "model.safetensors")
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_inspect_a_dense_folder_finds_patterns(tmp_path, capsys):
+    model = tiny_t5()
+    prune(model, 0.5, pattern="2:4", scope="uniform")
+    model.save_pretrained(tmp_path)
+    assert main(["inspect", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if line.startswith("encoder.block.0.layer.0.SelfAttention.q.weight"))
+    assert row.split()[1:] == ["F32", "32x32", "50.00", "2:4", "4,096"]
+    assert "weights: dense" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["inspect", "./nowhere"], "found no folder ./nowhere"),
+        (["pack", "{folder}", "--output", "{folder}"], "must be a new or empty folder"),
+        (["unpack", "{empty}"], "Expected a model folder with config.json"),
+        (["rescue", "{folder}"], "{folder}"),
+        (["push", "{empty}", "user/name"], "Expected a model folder with config.json"),
+    ],
+)
+def test_errors_are_one_line_and_no_traceback(folder, tmp_path, capsys, arguments, says):
+    (tmp_path / "empty").mkdir()
+    names = {"folder": folder, "empty": tmp_path / "empty"}
+    assert main([argument.format(**names) for argument in arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("sms-hf: ")
+    assert says.format(**names) in error
+
+
+def test_on_repositories(hub, folder, tmp_path):
+    """Push a folder, inspect it by name, and fetch it unpacked: the command as a program."""
+    code = """
+    from sms_hf.cli import main
+    assert main(["pack", "model"]) == 0
+    assert main(["push", "model", "tester/soup", "--private"]) == 0
+    assert main(["inspect", "tester/soup"]) == 0
+    assert main(["unpack", "tester/soup", "--output", "pulled"]) == 0
+    assert main(["unpack", "tester/soup"]) == 1
+    assert main(["inspect", "tester/none"]) == 1
+    """
+    done = run_python(code, hub.environment(tmp_path / "home"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{hub.endpoint}/tester/soup/commit/" in done.stdout
+    assert "weights: compact and dense" in done.stdout
+    assert "name a folder for the result with --output" in done.stderr
+    assert "tester/none" in done.stderr
+    assert hub.repos["tester/soup"].private
+    pulled = load_file(tmp_path / "pulled" / "model.safetensors")
+    expected = load_file(folder / "model.safetensors")
+    assert all(torch.equal(pulled[key], expected[key]) for key in expected)
+    assert "quantization_config" not in json.loads((tmp_path / "pulled" / "config.json").read_text())
