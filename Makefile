@@ -30,7 +30,8 @@ types: .venv/.installed-dev
 check: lint types test
 
 benchmarks: .venv/.installed
-	for script in masked_step selection fanout averaging; do $(BIN)/python benchmarks/$$script.py; done
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[benchmarks]"
+	for script in masked_step selection fanout averaging packing; do $(BIN)/python benchmarks/$$script.py; done
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache

@@ -1,6 +1,7 @@
 """Sparse Model Soups for Hugging Face Transformers."""
 
 from .hub import CompactError, CompactFile, load, pack, push_to_hub, unpack
+from .hub.rescue import RescueError, rescue
 from .inference import Change, Compaction, compact, plan_compaction
 from .report import format_report
 from .soup import average_checkpoints, greedy_soup, uniform_soup
@@ -33,6 +34,7 @@ __all__ = [
     "MaskedTrainerMixin",
     "Masks",
     "Prunable",
+    "RescueError",
     "SparseSoupArguments",
     "SparseSoupMixin",
     "SparseSoupTrainer",
@@ -53,6 +55,7 @@ __all__ = [
     "plan_compaction",
     "prune",
     "push_to_hub",
+    "rescue",
     "sacrebleu_signature",
     "segmentation_metrics",
     "uniform_soup",

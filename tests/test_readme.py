@@ -1,16 +1,18 @@
 """The script in the README does what it says, on the demo's data and model in place of the Hub's."""
 
 import re
+import shutil
 from pathlib import Path
 
 import datasets
 import pytest
 import transformers
 
+from sms_hf import prune
 from sms_hf.demo import demo_corpus, demo_tokenizer, demo_translator
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-SCRIPT, PARTS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+SCRIPT, HUB, COMPACT, PARTS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
 @pytest.fixture
@@ -28,6 +30,22 @@ def test_the_script_runs_as_it_stands(monkeypatch, tmp_path, capsys, corpus):
     exec(compile(SCRIPT, "README.md", "exec"), {})
     assert "soup (candidate" in capsys.readouterr().out
     assert (tmp_path / "soup" / "model.safetensors").is_file()
+
+
+def test_the_lines_about_the_hub_run_as_they_stand(monkeypatch, tmp_path, corpus):
+    """Offline: the repository is a folder, and what is pushed is looked at elsewhere."""
+    model = demo_translator(demo_tokenizer(corpus, vocab_size=200))
+    masks = prune(model, 0.9)
+    monkeypatch.chdir(tmp_path)
+    model.save_pretrained("soup")
+    masks.save("soup/masks.safetensors")
+    pushed = lambda folder, repo_id: shutil.copytree(folder, repo_id)  # noqa: E731
+    monkeypatch.setattr("sms_hf.push_to_hub", pushed)
+    exec(compile(HUB, "README.md", "exec"), {})
+    prune(model, 0.5, within=None, pattern="neurons", scope="uniform")
+    exec(compile(COMPACT, "README.md", "exec"), {"model": model})
+    small = transformers.T5ForConditionalGeneration.from_pretrained("small")
+    assert small.config.d_ff == model.config.d_ff // 2
 
 
 def test_the_parts_run_as_they_stand(monkeypatch, tmp_path, corpus):

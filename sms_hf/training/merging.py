@@ -16,6 +16,9 @@ from .candidates import Phase
 from .run_directory import RunDirectory
 from .scoring import ScoringMixin
 
+MIDPOINT_BATCHES = 8
+"""Batches from which the batch norms of a midpoint are estimated: its loss on one batch only has to tell a rift."""
+
 
 class MergingMixin(ScoringMixin):
     """Averages candidates as their phase says, and measures how they lie to each other."""
@@ -54,14 +57,17 @@ class MergingMixin(ScoringMixin):
         found = _survive(lambda: self._diagnose_soup(phase, soup, masks, record["ingredients"], run))
         return record, {**diagnostics, **found, "warnings": diagnostics["warnings"] + found["warnings"]}
 
-    def _average(self, phase: Phase, names: list[str], run: RunDirectory, output: Path) -> Path:
+    def _average(
+        self, phase: Phase, names: list[str], run: RunDirectory, output: Path, batches: int | None = None
+    ) -> Path:
+        """`batches`: at most so many for the statistics of batch norms."""
         folders = [run.candidate(phase.number, name) for name in names]
         average_checkpoints(folders, output, union_of_masks=phase.merge != "soup")
         if phase.merge == "reprune":
             model, union = self._load(output), Masks.load(output / MASKS)
             self._save_model(model, self._prune_(model, phase.sparsity, union, phase.number), output)
         if not phase.keeps_dense:
-            self._recalibrate_folder(output)
+            self._recalibrate_folder(output, batches)
         return output
 
     # ---- Diagnostics -------------------------------------------------------------------------------------------------
@@ -81,7 +87,7 @@ class MergingMixin(ScoringMixin):
         losses = {name: self._batch_loss(folder, phase, batch) for name, folder in folders.items()}
         middles: dict[tuple[str, str], float] = {}
         for pair in combinations(usable, 2):
-            middle = self._average(phase, list(pair), run, run.trial(phase.number))
+            middle = self._average(phase, list(pair), run, run.trial(phase.number), MIDPOINT_BATCHES)
             middles[pair] = self._batch_loss(middle, phase, batch)
         rifts = find_rifts(losses, middles)
         overrides = {name: record["overrides"] for name, record in usable.items()}

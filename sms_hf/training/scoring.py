@@ -200,8 +200,12 @@ class ScoringMixin(MaskedTrainerMixin):
     def _recalibrates(self) -> bool:
         return self.args.bn_recalibration_fraction > 0 and has_batch_norm(self.model)
 
-    def _recalibrate_(self, model: torch.nn.Module) -> None:
-        """Estimate the statistics of batch norms again: those of an average are not the average of the statistics."""
+    def _recalibrate_(self, model: torch.nn.Module, at_most: int | None = None) -> None:
+        """
+        Estimate the statistics of batch norms again: those of an average are not the average of the statistics.
+
+        `at_most`: so many batches, where an estimate is enough.
+        """
         if not self._recalibrates:
             return
         with torch.random.fork_rng():
@@ -210,10 +214,11 @@ class ScoringMixin(MaskedTrainerMixin):
             torch.manual_seed(self.args.seed)
             # A stream has no length; its training has max_steps.
             length = len(loader) if hasattr(self.train_dataset, "__len__") else self.args.max_steps
-            recalibrate_batch_norm_(model, loader, math.ceil(self.args.bn_recalibration_fraction * length))
+            batches = math.ceil(self.args.bn_recalibration_fraction * length)
+            recalibrate_batch_norm_(model, loader, batches if at_most is None else min(batches, at_most))
 
-    def _recalibrate_folder(self, folder: Path) -> None:
+    def _recalibrate_folder(self, folder: Path, at_most: int | None = None) -> None:
         if self._recalibrates:
             model = self._load(folder)
-            self._recalibrate_(model)
+            self._recalibrate_(model, at_most)
             self._save_model(model, Masks.load(folder / MASKS), folder)
