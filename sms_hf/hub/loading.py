@@ -42,7 +42,10 @@ def load(name_or_path: str | Path, prefer: str = "compact", model_class: Any = N
     other = "dense" if prefer == "compact" else "compact"
     form = prefer if _has(name_or_path, prefer, hub) or not _has(name_or_path, other, hub) else other
     expected = model_class or _class_of(config, name_or_path)
-    config.quantization_config = {"quant_method": QUANT_METHOD, "dequantize": True} if form == "compact" else None
+    if form == "compact":
+        config.quantization_config = {"quant_method": QUANT_METHOD, "dequantize": True}
+    elif hasattr(config, "quantization_config"):
+        del config.quantization_config
     options = {"config": config, "variant": VARIANT if form == "compact" else None, "output_loading_info": True}
     model, info = expected.from_pretrained(name_or_path, **kwargs, **options)
     wrong = {key: sorted(str(k) for k in info[key]) for key in ("missing_keys", "mismatched_keys") if info[key]}

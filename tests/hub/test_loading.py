@@ -120,6 +120,8 @@ def test_load_takes_the_form_that_is_there(tmp_path):
             assert type(loaded) is T5ForConditionalGeneration
             assert_equal(loaded, model)
             assert loaded.generation_config.decoder_start_token_id == 0
+            loaded.save_pretrained(tmp_path / "again")
+            assert "quantization_config" not in (tmp_path / "again" / "config.json").read_text()
 
 
 def test_a_part_of_a_model(tmp_path):
