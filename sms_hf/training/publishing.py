@@ -43,7 +43,8 @@ class PublishingMixin(RetrainingMixin):
         """The final weights, in the form asked for."""
         with no_progress_bars():
             self.save_model(str(folder), _internal_call=True)
-        convert(folder, self.args.sparse_format)
+        if self.args.sparse_format != "dense" or has_compact(folder):  # Or one of an earlier run in this folder.
+            convert(folder, self.args.sparse_format)
 
     def _describe(self, folder: Path, report: dict[str, Any], test: dict[str, float] | None = None) -> None:
         """Write lineage, figure and card."""
