@@ -38,7 +38,7 @@ def load(name_or_path: str | Path, prefer: str = "compact", model_class: Any = N
     if prefer not in _FILES:
         raise ValueError(f"prefer must be one of {list(_FILES)}, got {prefer!r}.")
     hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs}
-    config = AutoConfig.from_pretrained(name_or_path, **hub)
+    config: Any = AutoConfig.from_pretrained(name_or_path, **hub)
     other = "dense" if prefer == "compact" else "compact"
     form = prefer if _has(name_or_path, prefer, hub) or not _has(name_or_path, other, hub) else other
     expected = model_class or _class_of(config, name_or_path)
