@@ -61,7 +61,8 @@ def convert(folder: str | Path, form: str, output: str | Path | None = None, ent
     """
     Give a folder one of the `FORMATS`, in place or as a new folder.
 
-    Whenever this is interrupted, the folder holds what it held before, at worst with more files beside it.
+    Whenever this is interrupted, the folder holds a whole model: the dense form is there before a compact one goes, and the
+    compact one before a dense one goes.
     """
     if form not in FORMATS:
         raise ValueError(f"sparse_format must be one of {list(FORMATS)}, got {form!r}.")
@@ -89,43 +90,34 @@ def convert(folder: str | Path, form: str, output: str | Path | None = None, ent
 
 
 def _convert(source: Path, target: Path, form: str, config: dict[str, Any], entropy_coded: bool) -> None:
-    if form == "dense":
-        # Where both are there, the dense form counts: what trains the model writes that one.
-        if not has_dense(source):
-            _unpack_weights(source, target)
-        elif source != target:
-            _copy(weight_paths(source), target)
-        _write_config(target, config, None)
-        if source == target:
-            _remove(compact_paths(target))
-        return
+    # Where both forms are there, the dense one counts: what trains the model writes that one.
     if not has_dense(source):
         _unpack_weights(source, target)
-        source_of_dense = target
-    else:
-        source_of_dense = source
-    _pack_weights(source_of_dense, target, str(config.get("model_type", "")), entropy_coded)
+    elif source != target:
+        _copy(weight_paths(source), target)
+    # The dense form is whole now. An older compact one could have other shards, which would stay behind.
+    _remove([*target.glob(f"model.{VARIANT}*.safetensors"), target / COMPACT_INDEX])
+    if form == "dense":
+        _write_config(target, config, None)
+        return
+    _pack_weights(target, str(config.get("model_type", "")), entropy_coded)
     _write_config(target, config, {"quant_method": QUANT_METHOD, "dequantize": True})
     if form == "compact":
         _remove(weight_paths(target))
-    elif source_of_dense != target:
-        _copy(weight_paths(source), target)
 
 
-def _pack_weights(source: Path, target: Path, model_type: str, entropy_coded: bool) -> None:
-    masks: Mapping = Masks.load(source / MASKS) if (source / MASKS).is_file() else {}
-    parts = {path: target / _compact_name(path.name) for path in weight_files(source)}
-    for path, part in parts.items():
+def _pack_weights(folder: Path, model_type: str, entropy_coded: bool) -> None:
+    masks: Mapping = Masks.load(folder / MASKS) if (folder / MASKS).is_file() else {}
+    parts = [path.with_name(_compact_name(path.name)) for path in weight_files(folder)]
+    for path, part in zip(weight_files(folder), parts, strict=True):
         write_compact(path, part, model_type, masks, entropy_coded)
-    if (source / INDEX).is_file():
-        index = json.loads((source / INDEX).read_text(encoding="utf-8"))
-        weight_map = {}
-        for name, file in index["weight_map"].items():
-            weight_map[name] = _compact_name(file)
-        for part in parts.values():
+    if not (folder / WEIGHTS).is_file():  # An index beside a whole file is left from shards that were there before.
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        weight_map = {name: _compact_name(file) for name, file in index["weight_map"].items()}
+        for part in parts:
             with CompactFile(part) as file:
                 weight_map |= {n + MASK: part.name for n, stored in file.tensors.items() if stored.mask is not None}
-        _write_json(target / COMPACT_INDEX, {**index, "weight_map": dict(sorted(weight_map.items()))})
+        _write_json(folder / COMPACT_INDEX, {**index, "weight_map": dict(sorted(weight_map.items()))})
 
 
 def _unpack_weights(source: Path, target: Path) -> None:

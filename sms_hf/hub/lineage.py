@@ -3,7 +3,10 @@
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
 
 from ..sparsity.masks import Masks
 
@@ -11,6 +14,14 @@ LINEAGE = "sparse_soup.json"
 FORMAT = "sms_hf.sparse_soup.v1"
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)  # Of a repository.
 _LOCAL = ("original_schedule",)  # May be a path of the machine that made the model.
+
+
+def cached_revision(name: str | None) -> str | None:
+    """Commit of a repository that the local cache holds, as of the last download; None for folders and unknown names."""
+    if name is None or not _NAME.fullmatch(name):
+        return None
+    path = try_to_load_from_cache(name, "config.json")
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def make_lineage(

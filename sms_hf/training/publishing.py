@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import HfApi
 
 from ..hub.folders import VARIANT, convert, has_compact, has_dense
-from ..hub.lineage import LINEAGE, make_lineage
+from ..hub.lineage import LINEAGE, cached_revision, make_lineage
 from ..hub.model_card import FIGURE, make_card, merge_cards
 from ..hub.push import CARD, push_to_hub, weight_sizes
 from ..report.phases import draw_phases
@@ -49,9 +49,8 @@ class PublishingMixin(RetrainingMixin):
     def _describe(self, folder: Path, report: dict[str, Any], test: dict[str, float] | None = None) -> None:
         """Write lineage, figure and card."""
         assert self.masks is not None
-        config = self.model.config
-        parent, revision = getattr(config, "_name_or_path", None), getattr(config, "_commit_hash", None)
-        lineage = make_lineage(report, self.masks, parent, revision, test, self._measured)
+        parent = getattr(self.model.config, "_name_or_path", None)
+        lineage = make_lineage(report, self.masks, parent, cached_revision(parent), test, self._measured)
         write_json(folder / LINEAGE, lineage)
         try:
             draw_phases(lineage).savefig(folder / FIGURE, dpi=150)

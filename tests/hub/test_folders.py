@@ -104,6 +104,22 @@ def test_a_stale_compact_form_never_wins(folder):
     assert COMPACT not in names(folder)
 
 
+def test_shards_of_an_earlier_form_do_not_stay(folder):
+    """A whole file beside shards would win over them."""
+    pack(folder)
+    model = T5ForConditionalGeneration.from_pretrained(folder)
+    (folder / DENSE).unlink()
+    model.save_pretrained(folder, max_shard_size="40KB")
+    pack(folder)
+    assert COMPACT not in names(folder)
+    assert len(list(folder.glob("model.sparse-*.safetensors"))) == 3
+    model.save_pretrained(folder)
+    pack(folder)
+    assert COMPACT in names(folder)
+    assert not list(folder.glob("model.sparse-*.safetensors"))
+    assert folders.COMPACT_INDEX not in names(folder)
+
+
 def test_nothing_half_written(folder, tmp_path, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 

@@ -195,7 +195,8 @@ quick = QUICK | dict(save_strategy="steps", save_steps=1, max_steps=2, num_candi
 hub = dict(push_to_hub=True, hub_model_id="tester/soup", hub_strategy="every_save")
 args = SparseSoupTrainingArguments({out!r}, sparse_format="both", **hub, **quick)
 data = reversal(8)
-trainer = SparseSoupTrainer(tiny_t5(), args, collate, data, data)
+model = T5ForConditionalGeneration.from_pretrained("tester/base")
+trainer = SparseSoupTrainer(model, args, collate, data, data)
 trainer.train()
 trainer.evaluate_run(data)
 trainer.push_to_hub(candidates=True, language="de", dataset_tags="user/data")
@@ -203,6 +204,8 @@ trainer.push_to_hub(candidates=True, language="de", dataset_tags="user/data")
 
 
 def test_the_trainer_pushes_the_final_model_once_and_candidates_on_request(hub, tmp_path):
+    tiny_t5().save_pretrained(tmp_path / "base")
+    base = hub.seed("tester/base", {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()})
     code = TRAINER.format(tests=str(Path(__file__).parents[1]), out=str(tmp_path / "run"))
     done = run_python(code, hub.environment(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
@@ -211,6 +214,8 @@ def test_the_trainer_pushes_the_final_model_once_and_candidates_on_request(hub, 
     assert set(files) == EVERYTHING | {"phases.png"}
     card = files["README.md"].decode()
     assert "language: de" in card
+    assert "base_model: tester/base" in card
+    assert json.loads(files["sparse_soup.json"])["parent"] == {"name": "tester/base", "revision": base}
     assert "user/data" in card
     assert "split: test" in card, "with the test scores"
     assert files["model.safetensors"] == (tmp_path / "run" / "model.safetensors").read_bytes()
