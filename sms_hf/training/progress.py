@@ -19,7 +19,7 @@ def parent_line(phase: Phase, num_phases: int, parent: Mapping[str, Any]) -> str
     emptied = [name for name, sparsity in parent["sparsity_per_tensor"].items() if sparsity == 1.0]
     if emptied:
         more = f" and {len(emptied) - 3} more" if len(emptied) > 3 else ""
-        what += f"; EMPTIED: {', '.join(emptied[:3])}{more}, max_sparsity_per_layer prevents that"
+        what += f"; EMPTIED: {', '.join(emptied[:3])}{more}, pruning_scope 'uniform' or max_sparsity_per_layer prevents that"
     if parent["skipped_by_pattern"]:
         what += f"; left whole by the pattern: {', '.join(parent['skipped_by_pattern'])}"
     if phase.events:

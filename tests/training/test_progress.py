@@ -18,7 +18,7 @@ REMOVED = "phase 2 of 3: 75.00% of the prunable weights removed, 1,250 of 5,000 
 
 def test_a_layer_that_lost_all_its_weights_is_named():
     line = parent_line(Phase(2, 0.75, ()), 3, PARENT)
-    assert line == f"{REMOVED}; EMPTIED: b.weight, max_sparsity_per_layer prevents that"
+    assert line == f"{REMOVED}; EMPTIED: b.weight, pruning_scope 'uniform' or max_sparsity_per_layer prevents that"
     whole = {**PARENT, "sparsity_per_tensor": {"a.weight": 0.5}}
     assert parent_line(Phase(2, 0.75, ()), 3, whole) == REMOVED
 
