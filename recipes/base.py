@@ -276,7 +276,7 @@ def as_perplexity(
 
     phases = convert(list(report["phases"]))
     for phase in phases:
-        scores_of = [c["score"] for c in phase["candidates"] if not c.get("diverged")]
+        scores_of = [c["score"] for c in phase["candidates"] if not c.get("failure")]
         if phase.get("mean_score") is not None and scores_of:
             phase["mean_score"] = sum(scores_of) / len(scores_of)  # As the table does with test scores.
     dense = {**report["dense"], "perplexity": exp(report["dense"][report["metric"]])}

@@ -51,7 +51,8 @@ from sms_hf.report.comparison import (
     long_form,
     make_tables,
 )
-from sms_hf.training.fanout import Processes, join_processes, single_process
+from sms_hf.training.fanout import Processes
+from sms_hf.training.launch import join_processes, single_process
 from sms_hf.training.records import deciding_arguments
 from sms_hf.training.run_directory import RunDirectory, differences, read_json, write_json
 
@@ -292,7 +293,7 @@ def _is_done(study: Study, cell: Cell) -> bool:
 def _changed(study: Study, cell: Cell, settings: Mapping[str, Any]) -> list[str]:
     """Settings that differ from those of a cell that is done, or has pruned something already."""
     folder = study.folder(cell)
-    if not _is_done(study, cell) and not RunDirectory(folder).parent_record(1).is_file():
+    if not _is_done(study, cell) and not RunDirectory(folder).is_started:
         return []
     found = differences(read_json(folder / "cell.json"), json.loads(json.dumps(settings)))
     return [f"{cell}: {', '.join(found)}"] if found else []
@@ -385,7 +386,7 @@ def make_result(
         "companions": {},
     }
     if ensemble:
-        usable = [c for c in last["candidates"] if not c["diverged"]]
+        usable = [c for c in last["candidates"] if not c["failure"]]
         tested: dict[str, Any] = {c["name"]: tests.get(f"phase-{last['number']}/{c['name']}") for c in usable}
         best = next(c for c in usable if c["score"] == last["best_score"])
         mean_test = statistics.fmean(tested.values()) if tests else None

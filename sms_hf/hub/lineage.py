@@ -69,7 +69,7 @@ def make_lineage(
 
 
 def _phase(phase: Mapping[str, Any]) -> dict[str, Any]:
-    known = ("name", "overrides", "steps", "epochs", "score", "metrics", "diverged")
+    known = ("name", "overrides", "steps", "epochs", "score", "metrics", "failure")
     soup = phase["soup"]
     return {
         "number": phase["number"],

@@ -28,9 +28,7 @@ def draw_phases(report: Mapping[str, Any]) -> Any:
     axes = figure.subplots()
     places = range(len(phases))
     axes.axhline(report["dense"][metric], color=DENSE, linewidth=1, linestyle=":", label="dense")
-    points = [
-        (x, c["score"]) for x, p in zip(places, phases, strict=True) for c in p["candidates"] if not c["diverged"]
-    ]
+    points = [(x, c["score"]) for x, p in zip(places, phases, strict=True) for c in p["candidates"] if not c["failure"]]
     axes.scatter(*zip(*points, strict=True), s=26, color=CANDIDATE, label="candidates", zorder=2)
     means = [phase["mean_score"] for phase in phases]
     axes.plot(places, means, color=MEAN, linestyle="--", marker="_", markersize=14, label="mean candidate", zorder=3)

@@ -68,7 +68,7 @@ def describe(overrides: Mapping[str, Any]) -> str:
 
 def _settings(candidate: Mapping[str, Any]) -> str:
     settings = describe(candidate["overrides"])
-    return f"{settings} (diverged)" if candidate["diverged"] else settings
+    return f"{settings} (failed)" if candidate["failure"] else settings
 
 
 def _ingredients(names: Sequence[str]) -> str:

@@ -145,6 +145,15 @@ class Masks(Mapping[str, Tensor]):
         return masks
 
 
+def check_fingerprint(masks: Masks, expected: str, whose: str) -> None:
+    """Raise [`MaskError`] unless these are the masks with that fingerprint."""
+    if masks.fingerprint() != expected:
+        raise MaskError(
+            f"The masks of {whose} must be those with fingerprint {expected[:12]}, got {masks.fingerprint()[:12]}. Something "
+            "changed them after pruning: start again in another output_dir."
+        )
+
+
 def check_zeros(name: str, weight: Tensor, mask: Tensor, first_row: int = 0) -> None:
     """
     Raise [`MaskError`] unless `weight` is exactly zero wherever `mask` is `False`.

@@ -11,7 +11,8 @@ from ..soup.recipes import SOUP_METHODS
 from ..sparsity.pruning import CRITERIA, SCOPES, check_options, pattern_sparsity
 from ..sparsity.schedules import RETRAIN_SCHEDULES
 from .candidates import Phase, vary_candidates
-from .fanout import Processes, join_processes
+from .fanout import Processes
+from .launch import join_processes
 from .learning_rate import check_schedule
 from .methods import METHODS, Request, make_plan
 
@@ -51,6 +52,13 @@ class SparseSoupArguments(_TrainingArguments):
             "help": "What differs between the candidates: a mapping of hyperparameters to lists of values (on the command "
             'line as JSON), for example {"seed": [1, 2, 3]} or {"weight_decay": [0, 0.01], "learning_rate": [1e-4, 3e-4]}; '
             "several keys give all combinations. Default: the seed. Seeds grow by 1000 with every phase."
+        },
+    )
+    min_candidates: int = field(
+        default=1,
+        metadata={
+            "help": "Candidates of a phase that must succeed. One that diverges, runs out of memory or raises an error is left "
+            "out, with its traceback in the report, while the others go on; with fewer left than this the run ends."
         },
     )
     soup_method: str = field(
@@ -184,7 +192,10 @@ class SparseSoupArguments(_TrainingArguments):
         super().__post_init__()
         if self.n_gpu > 1:  # One candidate, one device: a launch gives every process its own. No nn.DataParallel.
             self._n_gpu = 1
-        self.make_plan()
+        processes.timeout = float(self.ddp_timeout)
+        fewest = min(len(phase.candidates) for phase in self.make_plan())
+        if self.min_candidates < 1 or self.min_candidates > max(fewest, 1):
+            raise ValueError(f"min_candidates must lie between 1 and {fewest} candidates, got {self.min_candidates}.")
         if self.load_best_model_at_end and METHODS[self.pruning_method].prunes_while_training:
             raise ValueError(
                 f"Expected no load_best_model_at_end with pruning_method={self.pruning_method!r}: an earlier checkpoint is not "

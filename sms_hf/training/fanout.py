@@ -1,49 +1,26 @@
-"""
-The only room that knows there are several processes.
-
-`accelerate launch` and `torchrun` start N processes that expect to train one model together. Here every process trains
-candidates of its own, so each must look like a single-process program to Trainer and Accelerate: the launcher's
-environment is read, then hidden. What is left for coordination is the key-value store that the launcher's agent keeps
-alive for its workers: small JSON values; weights travel as files.
-"""
+"""What the processes of a launch say to each other: small JSON values in a store; weights travel as files."""
 
 import json
 import os
+import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-# What a launcher sets for collective training. ACCELERATE_* stays: the switches for CPU and mixed precision are there.
-LAUNCHER_VARIABLES = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "GROUP_RANK",
-    "GROUP_WORLD_SIZE",
-    "ROLE_RANK",
-    "ROLE_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "TORCHELASTIC_RUN_ID",
-    "TORCHELASTIC_RESTART_COUNT",
-    "TORCHELASTIC_MAX_RESTARTS",
-    "TORCHELASTIC_USE_AGENT_STORE",
-)
-UNVERIFIED = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed keeps its own fp32 copy of the weights and steps inside backward(), so masks "
-    "would not hold",
-    "ACCELERATE_USE_FSDP": "FSDP replaces the parameters by shards, for which masks are not verified yet",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM replaces Trainer's optimizer step, so masks would not hold",
-}
 POLL_SECONDS = 0.2
+BEAT_SECONDS = 1.0
 FAILED = "failed"
+JOINS = "joins"
+"""Counter in the launch's store: how many processes have ever joined."""
+
+
+class ProcessError(RuntimeError):
+    """Another process failed, hangs, or was started again: this one cannot go on, and no candidate is to blame."""
 
 
 @dataclass
@@ -54,46 +31,55 @@ class Processes:
     Attributes:
         rank (`int`): This process, from 0. Process 0 is the main process: it prunes, averages and writes reports.
         world_size (`int`): How many there are.
+        store (`dist.Store`): Of these processes, since the last time that the launcher started them.
+        launch_store (`dist.Store`): Of the launch: outlives restarts.
+        joins (`int`): Processes that had joined the launch when these ones met. More than that: one was started again.
+        session (`int`): How often the launcher has started the processes, from 1.
+        timeout (`float`): Seconds for which a process may give no sign before the others take it for hung.
     """
 
     rank: int = 0
     world_size: int = 1
-    store: dist.Store | None = None
-    _local: dict[str, Any] = field(default_factory=dict)
+    store: dist.Store = field(default_factory=dist.HashStore)
+    launch_store: dist.Store = field(default_factory=dist.HashStore)
+    joins: int = 0
+    session: int = 1
+    timeout: float = 1800.0
+    outer: "Processes | None" = None
+    _last_beat: float = 0.0
+    _beats: int = 0
+    _seen: dict[int, tuple[str, float]] = field(default_factory=dict)
+    _doing: str = "starting"
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
+    # ---- Values ------------------------------------------------------------------------------------------------------
+
     def take(self, key: str) -> int:
         """The next number of a counter that all processes share: 0, 1, 2, ..."""
-        key = f"counter/{key}"  # A value may be published under the same key.
-        if self.store is not None:
-            return self.store.add(key, 1) - 1
-        self._local[key] = self._local.get(key, -1) + 1
-        return self._local[key]
+        return self.store.add(f"counter/{key}", 1) - 1  # A value may be published under the same key.
 
     def publish(self, key: str, value: Any) -> None:
         """Make a JSON value known to all processes."""
-        if self.store is not None:
-            self.store.set(key, json.dumps(value))
-        else:
-            self._local[key] = value
+        self.store.set(f"value/{key}", json.dumps(value))
 
     def receive(self, key: str) -> Any:
         """
         Wait for a value that another process publishes.
 
         Raises:
-            RuntimeError: If another process failed meanwhile, so that nobody waits for what will never come.
+            ProcessError: If another process failed, hangs or was started again, so that nobody waits for what will
+                never come.
         """
-        if self.store is None:
-            return self._local[key]
-        while not self.store.check([key]):
-            if self.store.check([FAILED]):
-                raise RuntimeError(json.loads(self.store.get(FAILED)))
+        while not self.store.check([f"value/{key}"]):
+            if self.store.check([f"value/{FAILED}"]):
+                raise ProcessError(json.loads(self.store.get(f"value/{FAILED}")))
+            self.beat()
+            self._watch()
             time.sleep(POLL_SECONDS)
-        return json.loads(self.store.get(key))
+        return json.loads(self.store.get(f"value/{key}"))
 
     def on_main(self, key: str, function: Callable[[], Any]) -> Any:
         """Call `function` on the main process; every process returns its (JSON) result."""
@@ -103,101 +89,122 @@ class Processes:
         self.publish(key, value)
         return value
 
-    def fan_out(self, key: str, items: Sequence[Any], work: Callable[[Any], None]) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Tell the others that this process gives up."""
+        with suppress(dist.DistError):  # The store may be what failed.
+            self.publish(FAILED, f"Process {self.rank} of {self.world_size} failed: {type(error).__name__}: {error}")
+
+    def was_at(self, folder: Path) -> bool:
+        """Whether this launch has worked in a folder before the launcher started the processes again. Main process only."""
+        key = f"folder/{folder.absolute()}"
+        before = self.launch_store.check([key]) and int(self.launch_store.get(key)) < self.session
+        self.launch_store.set(key, str(self.session))
+        return before
+
+    # ---- Work --------------------------------------------------------------------------------------------------------
+
+    def fan_out(self, key: str, items: Sequence[Any], work: Callable[[Any], None], group_size: int = 1) -> None:
         """
         Call `work` once for every item, on whichever process is free next, and return when all are done.
 
-        A shared counter balances items of different length; nothing collective happens inside an item.
+        A shared counter balances items of different length. With `group_size` above 1 neighbouring processes take an item
+        together, and what happens inside may be collective among them.
         """
-        while (number := self.take(f"{key}/next")) < len(items):
+        group, position = divmod(self.rank, group_size)
+
+        def take(turn: int) -> int:
+            if position > 0:
+                return self.receive(f"{key}/group-{group}/{turn}")
+            number = self.take(f"{key}/next")
+            if group_size > 1:
+                self.publish(f"{key}/group-{group}/{turn}", number)
+            return number
+
+        turn = 0
+        while (number := take(turn)) < len(items):
             work(items[number])
-            self.publish(f"{key}/done/{number}", True)
+            turn += 1
+            if position == 0:
+                self.publish(f"{key}/done/{number}", True)
         for number in range(len(items)):
             self.receive(f"{key}/done/{number}")
 
-    def fail(self, error: BaseException) -> None:
-        """Tell the others that this process gives up."""
-        self.publish(FAILED, f"Process {self.rank} of {self.world_size} failed: {type(error).__name__}: {error}")
+    # ---- Signs of life -----------------------------------------------------------------------------------------------
 
+    def beat(self, doing: str | None = None) -> None:
+        """
+        Give a sign of life, at most one a second: to be called at every step of whatever takes long.
 
-_joined: Processes | None = None
-
-
-def join_processes() -> Processes:
-    """
-    Join the launcher's store once and hide the launch from Trainer and Accelerate.
-
-    Must run before anything asks Accelerate or torch.distributed for the launch: `SparseSoupTrainingArguments` does it.
-
-    Raises:
-        RuntimeError: If a process group exists already, or the launcher has no store.
-        ValueError: For DeepSpeed, FSDP and Megatron-LM, which would train dense in silence.
-    """
-    global _joined
-    if _joined is None:
-        _joined = _join()
-    return _joined
-
-
-@contextmanager
-def single_process() -> Iterator[Processes]:
-    """
-    Work for one process alone, while the launch goes on outside.
-
-    Inside, `join_processes()` gives a single process of its own: arguments and trainers that are made there train all
-    candidates themselves, and a failure does not end the others. For many small runs side by side: fan out the runs, not
-    the candidates.
-    """
-    global _joined
-    launch, _joined = join_processes(), Processes()
-    try:
-        yield _joined
-    finally:
-        _joined = launch
-
-
-def _join() -> Processes:
-    for variable, reason in UNVERIFIED.items():
-        if os.environ.get(variable, "false").lower() in ("1", "true"):
-            raise ValueError(
-                f"Expected a plain launch, got {variable}=true. {reason}. Start with `accelerate launch --multi_gpu` "
-                "instead: every process trains whole candidates."
+        Raises:
+            ProcessError: If the launcher has started another process again, while this one goes on as if nothing had happened.
+        """
+        self._doing = doing or self._doing
+        now = time.monotonic()
+        if now - self._last_beat < BEAT_SECONDS:
+            return
+        self._last_beat = now
+        if self.outer is not None:
+            return self.outer.beat(doing)
+        if self.world_size == 1:
+            return None
+        self._beats += 1
+        sign = {"beats": self._beats, "host": socket.gethostname(), "pid": os.getpid(), "doing": self._doing}
+        self.store.set(f"beat/{self.rank}", json.dumps(sign))
+        if self.launch_store.add(JOINS, 0) > self.joins:
+            raise ProcessError(
+                "The launcher has started another process again, so this one ends, to be started again with it. Everything "
+                "that is finished is on disk."
             )
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world_size == 1:
-        _hide_launch()
-        return Processes()
-    if dist.is_initialized():
-        raise RuntimeError(
-            "Expected no process group before SparseSoupTrainingArguments, but one exists: an Accelerator, PartialState or "
-            "other TrainingArguments came first. Create SparseSoupTrainingArguments before them."
-        )
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        raise RuntimeError(
-            f"Expected a launcher that keeps a store for its {world_size} processes, got none. "
-            "Start with `accelerate launch` or `torchrun`."
-        )
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.PrefixStore("sms_hf", dist.TCPStore(address, port, None, False, timedelta(minutes=10)))
-    _pin_gpu(int(os.environ.get("LOCAL_RANK", rank)))
-    _hide_launch()
-    return Processes(rank, world_size, store)
 
+    def _watch(self) -> None:
+        """Raise `ProcessError` with the name of a process that has given no sign for too long."""
+        now = time.monotonic()
+        for rank in range(self.world_size):
+            if rank == self.rank or not self.store.check([f"beat/{rank}"]):
+                continue
+            sign = self.store.get(f"beat/{rank}").decode()
+            before, since = self._seen.get(rank, (None, now))
+            if sign != before:
+                self._seen[rank] = (sign, now)
+            elif now - since > self.timeout:
+                last = json.loads(sign)
+                raise ProcessError(
+                    f"Process {rank} of {self.world_size} (pid {last['pid']} on {last['host']}) has given no sign for "
+                    f"{now - since:.0f} s while it was {last['doing']}. It hangs, or one of its steps takes longer than "
+                    "ddp_timeout seconds: raise that, or resume the run (resume_from_checkpoint=True, --resume)."
+                )
 
-def _hide_launch() -> None:
-    for variable in LAUNCHER_VARIABLES:
-        os.environ.pop(variable, None)
+    # ---- Files -------------------------------------------------------------------------------------------------------
 
+    def check_shared(self, key: str, folder: Path, patience: float = 60.0) -> None:
+        """
+        Make sure that all processes see one folder, by a file that the main process writes into it.
 
-def _pin_gpu(local_rank: int) -> None:
-    """Show this process one GPU only: without a launch in sight Trainer would take all of them, and always start at 0."""
-    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true") or torch.cuda.device_count() == 0:
-        return
-    if torch.cuda.is_initialized():
-        raise RuntimeError(
-            "Expected CUDA to be untouched before SparseSoupTrainingArguments, but it is initialised. Create the arguments "
-            "before anything is moved to a GPU, so that each process can be given its own."
-        )
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    os.environ["CUDA_VISIBLE_DEVICES"] = devices[local_rank % len(devices)]
+        Raises:
+            ValueError: On every process that does not see it after `patience` seconds (network file systems are slow).
+        """
+        if self.world_size == 1:
+            return
+        probe = folder / f".probe-{os.getpid()}"
+        if self.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.write_text(key, encoding="utf-8")
+        name, host = self.on_main(key, lambda: [probe.name, socket.gethostname()])
+        start = time.monotonic()
+        while not (folder / name).is_file():
+            if time.monotonic() - start > patience:
+                raise ValueError(
+                    f"Expected one output_dir for all processes, but process {self.rank} on {socket.gethostname()} does not "
+                    f"see in {folder.absolute()} what process 0 on {host} wrote there. Put output_dir on a file system that "
+                    "all machines share."
+                )
+            if folder.is_dir():
+                os.listdir(folder)  # Makes some network file systems look again.
+            time.sleep(POLL_SECONDS)
+        self.publish(f"{key}/{self.rank}", True)
+        if self.is_main:
+            try:
+                for rank in range(self.world_size):
+                    self.receive(f"{key}/{rank}")
+            finally:
+                probe.unlink(missing_ok=True)

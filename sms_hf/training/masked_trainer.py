@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
 
 from ..soup.checkpoint import MASKS
-from ..sparsity.masks import Masks
+from ..sparsity.masks import Masks, check_fingerprint
 from .evaluation import WeightedMean, count_targets
 from .gradual import GradualPruning
 from .masking import MaskEnforcer
+from .run_directory import seal_checkpoint
 from .weights import ignores_num_items_in_batch, no_progress_bars, shifts_labels, state_dict_names
 
 # To a type checker the mixin is a Trainer; at run time it stands before whichever Trainer the user's class names.
@@ -105,18 +107,31 @@ class MaskedTrainerMixin(_Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        folder = Path(resume_from_checkpoint)
         if self._gradual is not None:
-            self._gradual.load(Path(resume_from_checkpoint))
-            self.masks = Masks.load(Path(resume_from_checkpoint) / MASKS)
+            self._gradual.load(folder)
+            self.masks = Masks.load(folder / MASKS)
+        elif self.masks is not None:
+            check_fingerprint(Masks.load(folder / MASKS), self.masks.fingerprint(), str(folder))
 
     def _save_checkpoint(self, model, trial) -> None:
-        with state_dict_names(self.model):
-            super()._save_checkpoint(model, trial)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with state_dict_names(self.model):
+                super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        folder = Path(str(self.args.output_dir))
+        seal_checkpoint(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        # Only now, when the new one is whole, the old ones may go.
+        rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.masks is not None:
             self.masks.check(self.model)
         super()._save(output_dir, state_dict)
+        # A pickle that nobody needs, with the user's token in it.
+        (Path(output_dir or str(self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if self.masks is not None:
             self.masks.save(Path(output_dir or str(self.args.output_dir)) / MASKS)
         if self._gradual is not None:

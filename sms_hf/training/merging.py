@@ -13,7 +13,7 @@ from ..soup.diagnostics import advice, barrier, find_rifts, mask_overlap, pairwi
 from ..soup.recipes import SOUP_METHODS
 from ..sparsity.masks import Masks
 from .candidates import Phase
-from .run_directory import RunDirectory
+from .run_directory import RunDirectory, write_record
 from .scoring import ScoringMixin
 
 MIDPOINT_BATCHES = 8
@@ -27,23 +27,29 @@ class MergingMixin(ScoringMixin):
         self, phase: Phase, records: list[dict[str, Any]], run: RunDirectory
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Choose ingredients, average and score them: the soup's record, and the diagnostics made before anything was tried."""
-        usable = {record["name"]: record for record in records if not record["diverged"]}
+        usable = {record["name"]: record for record in records if not record["failure"]}
         metric, greater = self.args.selection_metric
-        diagnostics = _survive(lambda: self._diagnose_candidates(phase, usable, run))
+        diagnostics = run.whole(run.diagnostics_record(phase.number)) or write_record(
+            run.diagnostics_record(phase.number), _survive(lambda: self._diagnose_candidates(phase, usable, run))
+        )
         # Equal ingredients give equal bytes, so what was scored once, a candidate or a trial, is not scored again.
-        metrics_of: dict[tuple[str, ...], dict[str, float]] = {(name,): r["metrics"] for name, r in usable.items()}
+        metrics_of: dict[str, dict[str, float]] = {name: record["metrics"] for name, record in usable.items()}
+        metrics_of |= run.whole(run.trials_record(phase.number)) or {}
 
         def evaluate(names: list[str]) -> float:
-            trial = self._average(phase, names, run, run.trial(phase.number))
-            metrics_of[tuple(names)] = self._evaluate_folder(trial, phase)
-            return metrics_of[tuple(names)][metric]
+            key = "+".join(names)
+            if key not in metrics_of:
+                trial = self._average(phase, names, run, run.trial(phase.number))
+                metrics_of[key] = self._evaluate_folder(trial, phase)
+                write_record(run.trials_record(phase.number), metrics_of)
+            return metrics_of[key][metric]
 
         method = self.args.soup_method if phase.merge == "soup" else "uniform"
         scores = {name: record["score"] for name, record in usable.items()}
         chosen, trials = SOUP_METHODS[method](scores, evaluate, greater)
-        soup = self._average(phase, chosen, run, run.soup(phase.number))
-        metrics = metrics_of.get(tuple(chosen)) or self._evaluate_folder(soup, phase)
         run.remove(run.trial(phase.number))
+        soup = self._average(phase, chosen, run, run.soup(phase.number))
+        metrics = metrics_of.get("+".join(chosen)) or self._evaluate_folder(soup, phase)
         record = {
             "ingredients": list(chosen),
             "score": metrics[metric],

@@ -29,7 +29,7 @@ def parent_line(phase: Phase, num_phases: int, parent: Mapping[str, Any]) -> str
 
 
 def candidate_line(number: int, record: Mapping[str, Any], metric: str) -> str:
-    result = f"diverged, left out: {record['diverged']}" if record["diverged"] else f"{metric} {record['score']:.4g}"
+    result = f"failed, left out: {record['failure']}" if record["failure"] else f"{metric} {record['score']:.4g}"
     settings = describe(record["overrides"])
     return (
         f"phase {number}, {record['name']} ({settings}): {result}, {record['steps']} steps, {record['seconds']:.0f} s"

@@ -14,8 +14,10 @@ from ..hub.lineage import LINEAGE, cached_revision, make_lineage
 from ..hub.model_card import FIGURE, make_card, merge_cards
 from ..hub.push import CARD, push_to_hub, weight_sizes
 from ..report.phases import draw_phases
+from ..soup.checkpoint import MASKS
+from ..sparsity.masks import Masks, check_fingerprint
 from .retraining import RetrainingMixin
-from .run_directory import RunDirectory, write_json
+from .run_directory import RunDirectory, model_files, write_json, write_record
 from .weights import no_progress_bars
 
 CARD_METADATA = {
@@ -35,9 +37,15 @@ class PublishingMixin(RetrainingMixin):
     report: dict[str, Any] | None
 
     def _save_final(self, run: RunDirectory, report: dict[str, Any]) -> None:
+        assert self.masks is not None
+        if run.whole(run.final_record) is not None:
+            return
         self._save_weights(run.root)
+        check_fingerprint(Masks.load(run.root / MASKS), self.masks.fingerprint(), str(run.root))
         write_json(run.report, report)
         self._describe(run.root, report)
+        weights = [path for path in model_files(run.root) if path.suffix == ".safetensors"]
+        write_record(run.final_record, {"mask_fingerprint": self.masks.fingerprint()}, [*weights, run.report])
 
     def _save_weights(self, folder: Path) -> None:
         """The final weights, in the form asked for."""

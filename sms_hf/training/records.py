@@ -107,7 +107,7 @@ def phase_record(
     greater_is_better: bool,
 ) -> dict[str, Any]:
     """A phase in the report: parent, candidates with mean and best, soup with its ingredients and every trial."""
-    scores = [candidate["score"] for candidate in candidates if not candidate["diverged"]]
+    scores = [candidate["score"] for candidate in candidates if not candidate["failure"]]
     return {
         "number": phase.number,
         "parent": dict(parent),

@@ -3,26 +3,38 @@
 import gc
 import math
 import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..soup.checkpoint import MASKS
-from ..sparsity.masks import Masks
+from ..sparsity.masks import Masks, check_fingerprint
 from ..sparsity.patterns import nm_skipped
 from ..sparsity.pruning import find_weights
 from ..sparsity.schedules import allr_scale
 from .candidates import Candidate, Phase
 from .evaluation import all_finite
+from .failures import Diverged, ends_the_run, reason
 from .gradual import GradualPruning
 from .learning_rate import original_epochs, retrain_factor, shift_
 from .merging import MergingMixin
 from .progress import candidate_line
 from .records import Norms, parent_record, weight_norm
-from .run_directory import RunDirectory, read_json, remove_checkpoints, write_json
+from .run_directory import (
+    RunDirectory,
+    last_checkpoint,
+    model_files,
+    read_record,
+    remove_checkpoints,
+    remove_weights,
+    write_record,
+)
 from .spawning import candidate_args, spawn
+from .stopping import Stop
 from .weights import load_weights_
 
 
@@ -33,11 +45,17 @@ class RetrainingMixin(MergingMixin):
     # What a candidate's learning rate depends on besides its arguments.
     _window = (0.0, 1.0)
     _norms: Norms | None = None
+    _stop = Stop()
 
-    def _prune_parent(self, phase: Phase, run: RunDirectory) -> dict[str, Any]:
-        """Prune what the previous phase left, and write it: all candidates of the phase start from these files."""
-        if run.parent_record(phase.number).is_file():
-            return read_json(run.parent_record(phase.number))
+    def _prune_parent(self, phase: Phase, run: RunDirectory, is_needed: bool) -> dict[str, Any]:
+        """
+        Prune what the previous phase left, and write it: all candidates of the phase start from these files.
+
+        Where no candidate is to start any more, the record is enough.
+        """
+        there = run.whole(run.parent_record(phase.number), files=is_needed)
+        if there is not None:
+            return there
         model = self._copy()
         if phase.own_parents:
             # Nothing to write: every candidate prunes itself. The first that is left tells the counts, which are the same.
@@ -55,8 +73,7 @@ class RetrainingMixin(MergingMixin):
                 self._save_model(model, masks, run.parent(phase.number))
         skipped = nm_skipped(model, self.args.pruning_pattern, self.args.target_modules, self.args.exclude_modules)
         record = parent_record(model, masks, norms, skipped)
-        write_json(run.parent_record(phase.number), record)
-        return record
+        return write_record(run.parent_record(phase.number), record, model_files(run.parent(phase.number)))
 
     def _prune_from_(self, model: torch.nn.Module, phase: Phase, within: Masks | None) -> tuple[Masks, Norms]:
         """Prune a model to the sparsity of the phase, in place; the norms around it are what ALLR needs."""
@@ -79,9 +96,9 @@ class RetrainingMixin(MergingMixin):
         return self._prune_from_(model, phase, Masks.load(folder / MASKS))
 
     def _left(self, number: int, run: RunDirectory) -> list[str]:
-        """Names of the candidates of a phase that did not diverge."""
-        records = [read_json(path) for path in run.candidate_records(number)]
-        return [record["name"] for record in records if not record["diverged"]]
+        """Names of the candidates of a phase that did not fail."""
+        records = [read_record(path) for path in run.candidate_records(number)]
+        return [record["name"] for record in records if record["failure"] is None]
 
     def _start_candidate_(
         self, model: torch.nn.Module, phase: Phase, candidate: Candidate, run: RunDirectory
@@ -90,41 +107,76 @@ class RetrainingMixin(MergingMixin):
         if phase.own_parents:
             return self._prune_own_(model, phase, candidate.name, run)
         load_weights_(model, run.parent(phase.number))
-        norms = Norms(**read_json(run.parent_record(phase.number))["norms"])
+        parent = read_record(run.parent_record(phase.number))
+        norms = Norms(**parent["norms"])
         if phase.keeps_dense:
             return self._all_kept(model), norms
-        return Masks.load(run.parent(phase.number) / MASKS), norms
+        masks = Masks.load(run.parent(phase.number) / MASKS)
+        check_fingerprint(masks, parent["mask_fingerprint"], f"{candidate.name} of phase {phase.number}")
+        return masks, norms
 
     def _retrain(self, phase: Phase, candidate: Candidate, run: RunDirectory) -> None:
-        """Retrain one candidate, write and score it; its record last."""
-        folder, start, metric = run.candidate(phase.number, candidate.name), time.time(), self.args.selection_metric[0]
+        """Retrain one candidate, write and score it; its record last, even if it failed."""
+        folder, start = run.candidate(phase.number, candidate.name), time.time()
+        self.args.processes.beat(f"at {candidate.name} of phase {phase.number}")
         record: dict[str, Any] = {"name": candidate.name, "overrides": candidate.overrides, "steps": 0, "epochs": 0.0}
-        record |= {"train_loss": None, "diverged": None}
+        record |= {"train_loss": None, "failure": None}
         if phase.own_parents and candidate.name not in self._left(phase.number - 1, run):
-            record["diverged"] = "it diverged in the phase before"
+            record["failure"] = "it failed in the phase before"
         else:
-            trainer = self._train_candidate(phase, candidate, run, record)
-            if record["diverged"] is None:
-                if not phase.keeps_dense:
-                    self._recalibrate_(trainer.model)
-                trainer._save_named(folder)
-                del trainer
-                gc.collect()
-                record["metrics"] = self._evaluate_folder(folder, phase)
-                record["score"] = record["metrics"][metric]
-                if not math.isfinite(record["score"]):
-                    record["diverged"] = f"its {metric} is {record['score']}"
+            try:
+                self._make_candidate(phase, candidate, run, record)
+            except Exception as error:
+                if ends_the_run(error):
+                    raise
+                record["failure"] = reason(error, self.args)
+                if not isinstance(error, Diverged):
+                    record["traceback"] = traceback.format_exc()
+                    traceback.print_exc()
+        gc.collect()
+        torch.cuda.empty_cache()
+        if record["failure"] is not None:
+            remove_weights(folder)
         record["seconds"] = time.time() - start
-        write_json(run.candidate_record(phase.number, candidate.name), record)
+        write_record(run.candidate_record(phase.number, candidate.name), record, model_files(folder))
         remove_checkpoints(folder)
-        print(candidate_line(phase.number, record, metric), flush=True)
+        print(candidate_line(phase.number, record, self.args.selection_metric[0]), flush=True)
+        there = [path for c in phase.candidates if (path := run.candidate_record(phase.number, c.name)).is_file()]
+        self._check_enough(phase, [read_record(path) for path in there])
+
+    def _make_candidate(self, phase: Phase, candidate: Candidate, run: RunDirectory, record: dict[str, Any]) -> None:
+        """Train, write and score a candidate; what is known of it goes into its record."""
+        folder, metric = run.candidate(phase.number, candidate.name), self.args.selection_metric[0]
+        trainer = self._train_candidate(phase, candidate, run, record)
+        if not phase.keeps_dense:
+            self._recalibrate_(trainer.model)
+            record["mask_fingerprint"] = trainer.masks.fingerprint()
+        trainer._save_named(folder)
+        del trainer
+        gc.collect()
+        record["metrics"] = self._evaluate_folder(folder, phase)
+        record["score"] = record["metrics"][metric]
+        if not math.isfinite(record["score"]):
+            raise Diverged(f"its {metric} is {record['score']}")
+
+    def _check_enough(self, phase: Phase, records: Sequence[dict[str, Any]]) -> None:
+        """Raise as soon as too few candidates can be left: the others need not be trained to the end for that."""
+        failed = [record for record in records if record["failure"] is not None]
+        if len(phase.candidates) - len(failed) < self.args.min_candidates:
+            reasons = "; ".join(f"{record['name']}: {record['failure']}" for record in failed)
+            raise RuntimeError(
+                f"Expected at least min_candidates={self.args.min_candidates} of the {len(phase.candidates)} candidates of phase "
+                f"{phase.number} to succeed, but {len(failed)} failed ({reasons}). Tracebacks are in "
+                f"{self._run.phase(phase.number)}/candidate-*.json. Resume to try them again, or change the settings (a lower "
+                "learning_rate or max_grad_norm where they diverged) and start in another output_dir."
+            )
 
     def _train_candidate(self, phase: Phase, candidate: Candidate, run: RunDirectory, record: dict[str, Any]) -> Any:
         """A fresh trainer of the user's class, after its training."""
         folder, model = run.candidate(phase.number, candidate.name), self._copy()
         masks, norms = self._start_candidate_(model, phase, candidate, run)
         trainer = spawn(self, model, candidate_args(self.args, phase, candidate, folder), keep_callbacks=True)
-        trainer.masks, trainer._is_candidate = masks, True
+        trainer.masks, trainer._is_candidate, trainer._stop = masks, True, self._stop
         trainer._window, trainer._norms = phase.window, norms
         if phase.events:
             trainer.prune_while_training(
@@ -133,13 +185,30 @@ class RetrainingMixin(MergingMixin):
                 )
             )
         if trainer.args.max_steps > 0 or trainer.args.num_train_epochs > 0:
-            output = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+            # Without the optimizer's state a checkpoint would lead to another model.
+            checkpoint = None if trainer.args.save_only_model else last_checkpoint(folder)
+            with self._stop.waits():
+                output = trainer.train(resume_from_checkpoint=checkpoint)
             record |= {"steps": output.global_step, "epochs": trainer.state.epoch, "train_loss": output.training_loss}
         if not all_finite(trainer.model):
-            record["diverged"] = "the weights are not finite"
-        else:
-            trainer.end_pruning(phase.keeps_dense)
+            raise Diverged("its weights are not finite")
+        trainer.end_pruning(phase.keeps_dense)
         return trainer
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        # Scaled losses of fp16 overflow now and then; weights do not recover.
+        if self._is_candidate and not torch.isfinite(loss) and not all_finite(self.model):
+            raise Diverged(f"its weights are not finite after step {self.state.global_step}")
+        return loss
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        # Where Trainer itself saves: what it had to do after this step is done, and is part of its state.
+        if self._is_candidate and self._stop.number is not None:
+            self._save_checkpoint(self.model, trial=None)
+            print(f"{Path(str(self.args.output_dir)).name}: saved at step {self.state.global_step}", flush=True)
+            self._stop.leave()
 
     # ---- Learning rate -----------------------------------------------------------------------------------------------
 

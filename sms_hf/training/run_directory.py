@@ -5,20 +5,33 @@ The only room that knows file names.
       _run/run.json                 what this run is: settings and plan, frozen
       _run/dense.json               score of the model before pruning
       _run/phase-1/parent/          pruned weights and masks, then parent.json beside it
-      _run/phase-1/candidate-1/     retrained weights, then candidate-1.json
+      _run/phase-1/candidate-1/     retrained weights, then candidate-1.json; Trainer's checkpoints while it is trained
+      _run/phase-1/diagnostics.json how the candidates lie to each other
+      _run/phase-1/trials.json      scores of the averages that were tried
       _run/phase-1/soup/            averaged weights, then phase.json
       _run/phase-2/ ...
+      _run/final.json               the final model is whole
 
-A record (`*.json`) is written last and in one piece: where it is, what it speaks of is whole.
+A record (`*.json`) is written last and in one piece, with checksums of itself and of the files it speaks of: where it is,
+they are whole, and damage that comes later is noticed.
 """
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 INTERNAL = "_run"  # Trainer.push_to_hub leaves out what begins with an underscore.
+CHECKPOINT_RECORD = "whole.json"
+"""Written last into every checkpoint of Trainer, which writes its files one after the other under their own names."""
+CHECKSUM, FILES = "checksum", "files"
+
+
+class DamagedError(ValueError):
+    """A record or a file that is not what was written."""
 
 
 class RunDirectory:
@@ -28,6 +41,7 @@ class RunDirectory:
         self.root = Path(output_dir)
         self.run_record = self.root / INTERNAL / "run.json"
         self.dense_record = self.root / INTERNAL / "dense.json"
+        self.final_record = self.root / INTERNAL / "final.json"
         self.report = self.root / "report.json"
 
     def phase(self, number: int) -> Path:
@@ -53,6 +67,12 @@ class RunDirectory:
         paths = self.phase(number).glob("candidate-*.json")
         return sorted(paths, key=lambda path: int(path.stem.removeprefix("candidate-")))
 
+    def diagnostics_record(self, number: int) -> Path:
+        return self.phase(number) / "diagnostics.json"
+
+    def trials_record(self, number: int) -> Path:
+        return self.phase(number) / "trials.json"
+
     def soup(self, number: int) -> Path:
         return self.phase(number) / "soup"
 
@@ -66,6 +86,11 @@ class RunDirectory:
     def remove(self, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
+    @property
+    def is_started(self) -> bool:
+        """Whether anything of a run is here that took time to make."""
+        return any(self.phase(1).glob("*.json"))
+
     def open(self, settings: dict[str, Any], resume: bool) -> None:
         """
         Start a run here, or go on with the one that is here. A run that has pruned nothing yet may be started anew.
@@ -73,21 +98,46 @@ class RunDirectory:
         Raises:
             ValueError: If another run is here and `resume` is not asked for, or it has other settings.
         """
-        if not self.parent_record(1).is_file():
+        if not self.is_started:
             self.dense_record.unlink(missing_ok=True)
-            write_json(self.run_record, settings)
+            write_record(self.run_record, settings)
             return
         if not resume:
             raise ValueError(
                 f"Expected a new or empty output_dir, but {self.root} holds a run. Continue it with "
                 "train(resume_from_checkpoint=True) (--resume in the recipes), or choose another folder."
             )
-        changed = differences(read_json(self.run_record), json.loads(json.dumps(settings)))
+        before = self.whole(self.run_record)
+        if before is None:
+            print(
+                f"{self.run_record}: written again, with the settings of now, which could not be compared", flush=True
+            )
+            write_record(self.run_record, settings)
+            return
+        changed = differences(before, json.loads(json.dumps(settings)))
         if changed:
             raise ValueError(
                 f"Expected the settings that the run in {self.root} was started with, got others: {'; '.join(changed)}. "
                 "Resume with the same settings, or choose another folder."
             )
+
+    def whole(self, record: Path, files: bool = True) -> dict[str, Any] | None:
+        """
+        A record, if it is there and whole, and so are the files that it speaks of (unless `files` is off).
+
+        Where it is damaged, a line says so and the record is removed: its piece is to be made again.
+        """
+        if not record.is_file():
+            return None
+        try:
+            value = read_record(record)
+            if files:
+                check_files(record.parent, value.get(FILES, {}))
+        except DamagedError as error:
+            print(f"damaged, to be made again: {error}", flush=True)
+            record.unlink()
+            return None
+        return value
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
@@ -103,7 +153,7 @@ def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a record so that it appears whole or not at all."""
+    """Write a file so that it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with open(partial, "w", encoding="utf-8") as file:
@@ -116,6 +166,73 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_record(path: Path, value: dict[str, Any], files: Iterable[Path] = ()) -> dict[str, Any]:
+    """Write a record with its own checksum and those of files; returns it as it will be read."""
+    listed = {os.path.relpath(file, path.parent): _digest(file) for file in sorted(files)}
+    value = json.loads(json.dumps({**value, FILES: listed} if listed else value))
+    write_json(path, {**value, CHECKSUM: _checksum(value)})
+    return value
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """
+    Read what [`write_record`] wrote.
+
+    Raises:
+        DamagedError: If it is something else.
+    """
+    try:
+        value = read_json(path)
+        checksum = value.pop(CHECKSUM)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedError(f"{path} is no whole record ({type(error).__name__})") from error
+    if checksum != _checksum(value):
+        raise DamagedError(f"{path} does not match its checksum")
+    return value
+
+
+def check_files(folder: Path, files: dict[str, str]) -> None:
+    """Raise [`DamagedError`] for the first of these files that is missing or not what its checksum says."""
+    for name, digest in files.items():
+        if not (folder / name).is_file():
+            raise DamagedError(f"{folder / name} is missing")
+        if _digest(folder / name) != digest:
+            raise DamagedError(f"{folder / name} does not match its checksum")
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model folder; not those that Trainer and loggers keep in folders of their own."""
+    return [path for path in folder.glob("*") if path.is_file() and path.name != CHECKPOINT_RECORD]
+
+
+def seal_checkpoint(folder: Path) -> None:
+    """Say that a checkpoint of Trainer is whole."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != CHECKPOINT_RECORD]
+    write_record(folder / CHECKPOINT_RECORD, {}, files)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """
+    The newest checkpoint of a candidate that is whole, and whose best one so far is whole; others are removed.
+    """
+    whole: dict[str, Path] = {}
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1])):
+        record = path / CHECKPOINT_RECORD
+        try:
+            if not record.is_file():
+                raise DamagedError(f"{path} was not written to its end")
+            check_files(path, read_record(record).get(FILES, {}))
+            best = read_json(path / "trainer_state.json").get("best_model_checkpoint")
+            if best is not None and Path(best).name not in {*whole, path.name}:
+                raise DamagedError(f"{path} needs {best}, which is gone")
+        except DamagedError as error:
+            print(f"damaged, going on from before it: {error}", flush=True)
+            shutil.rmtree(path)
+        else:
+            whole[path.name] = path
+    return str(list(whole.values())[-1]) if whole else None
 
 
 def remove_weights(folder: Path) -> None:
@@ -132,3 +249,15 @@ def remove_checkpoints(folder: Path) -> None:
     """Remove the Trainer checkpoints of a finished candidate: they hold two or three times the model's size."""
     for path in folder.glob("checkpoint-*"):
         shutil.rmtree(path)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _checksum(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -32,6 +32,16 @@ class ScoringMixin(MaskedTrainerMixin):
     args: SparseSoupArguments
     model: torch.nn.Module
 
+    # ---- Signs of life -----------------------------------------------------------------------------------------------
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        self.args.processes.beat()
+        return super().training_step(*args, **kwargs)
+
+    def prediction_step(self, *args, **kwargs):
+        self.args.processes.beat()
+        return super().prediction_step(*args, **kwargs)
+
     # ---- What a user asks after a run --------------------------------------------------------------------------------
 
     def evaluate_run(self, dataset, dense: torch.nn.Module | None = None) -> dict[str, float]:

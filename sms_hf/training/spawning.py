@@ -53,6 +53,7 @@ def candidate_args(args: SparseSoupArguments, phase: Phase, candidate: Candidate
         run_name=f"{args.run_name}-{name}" if args.run_name else name,
         push_to_hub=False,
         num_candidates=1,
+        min_candidates=1,
         vary=None,
         # The phases are the run's; a candidate is one training, of any length.
         pruning_method="pruned",

@@ -1,6 +1,7 @@
 """The user's trainer: the phases, told top to bottom."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,11 +13,15 @@ from ..sparsity.masks import Masks
 from ..sparsity.prunable import find_prunable
 from .arguments import SparseSoupArguments
 from .candidates import Phase
+from .failures import disk_error, is_disk_error
 from .progress import dense_line, parent_line, soup_lines
 from .publishing import PublishingMixin
 from .records import phase_record, run_settings, train_output
-from .run_directory import RunDirectory, read_json, remove_weights, write_json
+from .run_directory import RunDirectory, model_files, read_record, remove_weights, write_record
+from .stopping import Stopped, stop_on_signals
 from .weights import forget_accelerate_, load_weights_
+
+HOW_TO_RESUME = "Go on with train(resume_from_checkpoint=True) (--resume in the recipes)."
 
 
 class SparseSoupMixin(PublishingMixin):
@@ -65,71 +70,106 @@ class SparseSoupMixin(PublishingMixin):
 
         Raises:
             ValueError: For settings or data that make no sense, or an `output_dir` that holds another run.
-            RuntimeError: If no candidate of a phase is left, or another process failed.
+            RuntimeError: If fewer than `min_candidates` of a phase are left, or another process failed or hangs.
+            OSError: If a file cannot be written; the run can be resumed when there is room.
+            SystemExit: After SIGTERM or Ctrl-C, when what was in training is saved.
         """
         if self._is_candidate:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         start, processes, scope = time.time(), self.args.processes, self._scope("train")
         try:
-            self._check_inputs(resume_from_checkpoint, trial)
-            self.report = self._run_phases(self._run, resume_from_checkpoint is True, scope)
-            if self.args.push_to_hub:
-                self.push_to_hub()
+            with stop_on_signals() as self._stop:
+                self._check_inputs(resume_from_checkpoint, trial)
+                self.report = self._run_phases(self._run, resume_from_checkpoint is True, scope)
+                if self.args.push_to_hub:
+                    self.push_to_hub()
+        except Stopped as stopped:
+            self._say(f"{stopped.signal}: stopped, nothing finished is lost. {HOW_TO_RESUME}")
+            raise
         except BaseException as error:
             processes.fail(error)
+            if is_disk_error(error):
+                raise disk_error(error, self._run.root, self._disk_need()) from error
             raise
         return train_output(self.report, time.time() - start)
 
     def _run_phases(self, run: RunDirectory, resume: bool, scope: str) -> dict[str, Any]:
         processes, plan, metric = self.args.processes, self.args.make_plan(), self.args.selection_metric[0]
         settings = run_settings(self.args, plan, self.model, self._num_examples())
-        processes.on_main(f"{scope}/open", lambda: run.open(settings, resume))
+        processes.check_shared(f"{scope}/shared", run.root)
+        processes.on_main(f"{scope}/open", lambda: run.open(settings, processes.was_at(run.root) or resume))
         self._release_model_()
         dense = processes.on_main(f"{scope}/dense", lambda: self._score_dense(run))
         self._say(dense_line(dense, metric))
-        phases = [self._run_phase(phase, len(plan), run, f"{scope}/phase-{phase.number}") for phase in plan]
+        finished = processes.on_main(f"{scope}/finished", lambda: self._finished(plan, run))
+        phases = [
+            self._run_phase(phase, len(plan), run, f"{scope}/phase-{phase.number}", phase.number in finished)
+            for phase in plan
+        ]
         self._hold(run.soup(plan[-1].number))
         report = {"metric": metric, "settings": settings, "dense": dense, "phases": phases}
         processes.on_main(f"{scope}/save", lambda: self._save_final(run, report))
         return report
 
-    def _run_phase(self, phase: Phase, num_phases: int, run: RunDirectory, scope: str) -> dict[str, Any]:
+    def _run_phase(
+        self, phase: Phase, num_phases: int, run: RunDirectory, scope: str, is_finished: bool
+    ) -> dict[str, Any]:
         processes, start = self.args.processes, time.time()
-        if processes.on_main(f"{scope}/finished", run.phase_record(phase.number).is_file):
-            return read_json(run.phase_record(phase.number))
-        parent = processes.on_main(f"{scope}/parent", lambda: self._prune_parent(phase, run))
+        if is_finished:
+            return read_record(run.phase_record(phase.number))
+        pending = processes.on_main(f"{scope}/pending", lambda: self._pending(phase, run))
+        parent = processes.on_main(f"{scope}/parent", lambda: self._prune_parent(phase, run, bool(pending)))
         self._say(parent_line(phase, num_phases, parent))
-        pending = processes.on_main(f"{scope}/pending", lambda: _pending(phase, run))
         processes.fan_out(f"{scope}/candidates", pending, lambda i: self._retrain(phase, phase.candidates[i], run))
         return processes.on_main(f"{scope}/merged", lambda: self._finish_phase(phase, parent, run, start))
 
     def _score_dense(self, run: RunDirectory) -> dict[str, float]:
         """Score the model before pruning: the table's first row, and a check of the metric before hours of training."""
-        if not run.dense_record.is_file():
-            write_json(run.dense_record, self._evaluate_copy(self._copy()))
-        return read_json(run.dense_record)
+        return run.whole(run.dense_record) or write_record(run.dense_record, self._evaluate_copy(self._copy()))
+
+    def _finished(self, plan: Sequence[Phase], run: RunDirectory) -> list[int]:
+        """Numbers of the phases that are whole: what they hand on is there, or has been used up."""
+        finished: list[int] = []
+        for phase in reversed(plan):
+            used_up = phase.merge == "none" and phase.number + 1 in finished
+            record = run.whole(run.phase_record(phase.number), files=not used_up)
+            if record is not None:
+                finished.append(phase.number)
+                if record["soup"] is not None:  # The run may have ended before it had cleared up.
+                    self._remove_candidates(phase.number, run)
+        return finished
+
+    def _pending(self, phase: Phase, run: RunDirectory) -> list[int]:
+        """Positions of the candidates that are not done yet. Failed ones are tried again only if too few are left."""
+        records = [run.whole(run.candidate_record(phase.number, c.name)) for c in phase.candidates]
+        failed = [record is not None and record["failure"] is not None for record in records]
+        again = len(records) - sum(failed) < self.args.min_candidates
+        return [i for i, record in enumerate(records) if record is None or (again and failed[i])]
 
     def _finish_phase(self, phase: Phase, parent: dict[str, Any], run: RunDirectory, start: float) -> dict[str, Any]:
         """Merge the candidates, if the phase says so; the record of the phase last."""
-        records = [read_json(run.candidate_record(phase.number, c.name)) for c in phase.candidates]
-        if all(record["diverged"] for record in records):
-            reasons = "; ".join(f"{record['name']}: {record['diverged']}" for record in records)
-            raise RuntimeError(
-                f"No candidate of phase {phase.number} is left ({reasons}). Lower learning_rate or max_grad_norm and start "
-                "again in another output_dir."
-            )
+        records = [read_record(run.candidate_record(phase.number, c.name)) for c in phase.candidates]
+        self._check_enough(phase, records)
+        if not self.args.keep_candidates:
+            remove_weights(run.parent(phase.number))
         metric, greater = self.args.selection_metric
         soup, diagnostics = (None, {}) if phase.merge == "none" else self._merge(phase, records, run)
         record = phase_record(phase, parent, records, soup, diagnostics, greater)
-        write_json(run.phase_record(phase.number), record | {"seconds": time.time() - start})
-        if soup is not None and not self.args.keep_candidates:
+        left = [run.candidate(phase.number, r["name"]) for r in records if r["failure"] is None]
+        files = [
+            path for folder in (left if soup is None else [run.soup(phase.number)]) for path in model_files(folder)
+        ]
+        record = write_record(run.phase_record(phase.number), record | {"seconds": time.time() - start}, files)
+        if soup is not None:
             self._remove_candidates(phase.number, run)
         for line in soup_lines(record, metric):
             self._say(line)
-        return read_json(run.phase_record(phase.number))
+        return record
 
     def _remove_candidates(self, number: int, run: RunDirectory) -> None:
         """Remove what only this phase needed, and the phases before it that waited for it."""
+        if self.args.keep_candidates:
+            return
         for phase in self.args.make_plan()[:number]:
             for folder in (run.parent(phase.number), *(run.candidate(phase.number, c.name) for c in phase.candidates)):
                 remove_weights(folder)
@@ -139,6 +179,12 @@ class SparseSoupMixin(PublishingMixin):
         load_weights_(self.model, folder)
         self.masks = Masks.load(folder / MASKS)
         self._move_model_to_device(self.model, self.args.device)
+
+    def _disk_need(self) -> int:
+        """Bytes that the run directory takes at most, without Trainer's checkpoints."""
+        size = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+        plan = self.args.make_plan()
+        return size * (max(len(phase.candidates) for phase in plan) + len(plan))
 
     def _release_model_(self) -> None:
         """Make `self.model` plain again and move it off the accelerator: from here on it only serves to be copied."""
@@ -176,12 +222,6 @@ class SparseSoupMixin(PublishingMixin):
                 "Expected train_dataset and eval_dataset: candidates are trained on one, scored on the other."
             )
         find_prunable(self.model, self.args.target_modules, self.args.exclude_modules)
-
-
-def _pending(phase: Phase, run: RunDirectory) -> list[int]:
-    """Positions of the candidates that are not done yet."""
-    names = [candidate.name for candidate in phase.candidates]
-    return [i for i, name in enumerate(names) if not run.candidate_record(phase.number, name).is_file()]
 
 
 class SparseSoupTrainer(SparseSoupMixin, Seq2SeqTrainer):

@@ -18,7 +18,7 @@ def candidate(name, score, **overrides):
         "score": score,
         "metrics": {"bleu": score},
     }
-    return record | {"diverged": None, "seconds": 3.0}
+    return record | {"failure": None, "seconds": 3.0}
 
 
 def report(**overrides):

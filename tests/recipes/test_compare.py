@@ -12,7 +12,7 @@ import compare
 import pytest
 import yaml
 
-from sms_hf.training.fanout import single_process
+from sms_hf.training.launch import single_process
 
 ROOT = Path(__file__).parents[2]
 TOY = """

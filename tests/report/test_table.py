@@ -3,8 +3,8 @@
 from sms_hf import format_report
 
 
-def candidate(number, score, diverged=None):
-    return {"name": f"candidate-{number}", "overrides": {"seed": 40 + number}, "score": score, "diverged": diverged}
+def candidate(number, score, failure=None):
+    return {"name": f"candidate-{number}", "overrides": {"seed": 40 + number}, "score": score, "failure": failure}
 
 
 REPORT = {
@@ -35,7 +35,7 @@ def test_literal_table_with_test_scores():
         ["dense", "", "0.00", "35.23", "35.00"],
         ["phase-1", "candidate-1 seed=41", "55.28", "30.00", "29.00"],
         ["phase-1", "candidate-2 seed=42", "55.28", "31.50", "31.00"],
-        ["phase-1", "candidate-3 seed=43 (diverged)", "55.28", "", ""],
+        ["phase-1", "candidate-3 seed=43 (failed)", "55.28", "", ""],
         ["phase-1", "mean candidate", "55.28", "30.75", "30.00"],
         ["phase-1", "best candidate (2)", "55.28", "31.50", "31.00"],
         ["phase-1", "soup (candidates 2, 1)", "55.28", "32.00", "33.25"],

@@ -13,6 +13,7 @@ OPTIONS = [
     "num_phases",
     "num_candidates",
     "vary",
+    "min_candidates",
     "soup_method",
     "pruning_scope",
     "pruning_criterion",

@@ -136,8 +136,8 @@ def test_a_candidate_that_diverged_does_not_go_on(make_trainer):
     trainer = make_trainer({**settings, "max_grad_norm": 0.0, "optim": "sgd", **UNIFORM})
     trainer.train()
     first, second = (phase["candidates"] for phase in trainer.report["phases"])
-    assert first[1]["diverged"]
-    assert second[1]["diverged"] == "it diverged in the phase before"
+    assert first[1]["failure"]
+    assert second[1]["failure"] == "it failed in the phase before"
     assert trainer.report["phases"][1]["soup"]["ingredients"] == ["candidate-1"]
 
 

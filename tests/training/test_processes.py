@@ -25,7 +25,7 @@ for method in ["sms"] if "fail" in sys.argv else ["sms", "imp-reprune", "dpf-sms
         output_dir=sys.argv[1] + "/" + method, pruning_method=method, target_sparsity=0.75, num_phases=2, num_candidates=3,
         num_train_epochs=1, learning_rate=3e-3, per_device_train_batch_size=4, save_strategy="no", pruning_scope="uniform",
         soup_method="uniform", keep_candidates=method == "sms", report_to="none", disable_tqdm=True,
-        dataloader_pin_memory=False, use_cpu=True,
+        dataloader_pin_memory=False, use_cpu=True, min_candidates=3 if "fail" in sys.argv else 1,
     )
     trainer = SparseSoupTrainer(
         model=tiny_t5(), args=args, train_dataset=reversal(24), eval_dataset=reversal(10, seed=1), data_collator=collate,

@@ -2,22 +2,23 @@
 
 import pytest
 
-from sms_hf.training import fanout
-from sms_hf.training.fanout import Processes, join_processes, single_process
+from sms_hf.training import launch
+from sms_hf.training.fanout import Processes
+from sms_hf.training.launch import join_processes, single_process
 
 
 @pytest.fixture
 def second_of_two(monkeypatch):
-    launch = Processes(rank=1, world_size=2)
-    monkeypatch.setattr(fanout, "_joined", launch)
-    return launch
+    both = Processes(rank=1, world_size=2)
+    monkeypatch.setattr(launch, "_joined", both)
+    return both
 
 
 def test_inside_there_is_one_process_and_outside_the_launch(second_of_two, make_args):
     with single_process() as alone:
         args = make_args(push_to_hub=True)
         assert join_processes() is alone is args.processes
-        assert (alone.rank, alone.world_size, alone.store) == (0, 1, None)
+        assert (alone.rank, alone.world_size) == (0, 1)
         assert args.push_to_hub, "what only the main process does"
     assert join_processes() is second_of_two is args.processes
 
@@ -33,7 +34,8 @@ def test_each_is_new_and_a_failure_stays_inside(second_of_two):
         with pytest.raises(RuntimeError):
             fail()
         assert join_processes() is second_of_two
-    assert second_of_two._local == {}
+    assert not second_of_two.store.check(["value/failed"])
+    assert second_of_two.take("number") == 0
 
 
 def test_a_counter_and_a_value_may_share_a_name():

@@ -246,16 +246,16 @@ def test_a_diverged_candidate_is_reported_and_left_out(make_trainer):
     trainer = make_trainer({**settings, "optim": "sgd", "soup_method": "uniform"})
     trainer.train()
     good, bad = trainer.report["phases"][0]["candidates"]
-    assert good["diverged"] is None
-    assert "finite" in bad["diverged"] or "nan" in bad["diverged"]
+    assert good["failure"] is None
+    assert "finite" in bad["failure"] or "nan" in bad["failure"]
     assert trainer.report["phases"][0]["soup"]["ingredients"] == ["candidate-1"]
-    assert "(diverged)" in format_report(trainer.report)
+    assert "(failed)" in format_report(trainer.report)
     assert math.isfinite(trainer.evaluate()["eval_loss"])
 
 
 def test_a_run_without_a_candidate_left_ends_with_a_clear_error(make_trainer):
     trainer = make_trainer({"num_phases": 1, "learning_rate": 1e30, "optim": "sgd", "max_grad_norm": 0.0})
-    with pytest.raises(RuntimeError, match=r"No candidate of phase 1 is left .*Lower learning_rate"):
+    with pytest.raises(RuntimeError, match=r"at least min_candidates=1 of the 2 .* 2 failed .*not finite after step .*a lower learning_rate"):
         trainer.train()
     assert not (Path(trainer.args.output_dir) / "model.safetensors").exists()
 
