@@ -133,14 +133,14 @@ class Processes:
 
     def beat(self, doing: str | None = None) -> None:
         """
-        Give a sign of life, at most one a second: to be called at every step of whatever takes long.
+        Give a sign of life, at most one a second and at every new piece of work: to be called at every step of whatever takes long.
 
         Raises:
             ProcessError: If the launcher has started another process again, while this one goes on as if nothing had happened.
         """
+        now, news = time.monotonic(), doing not in (None, self._doing)
         self._doing = doing or self._doing
-        now = time.monotonic()
-        if now - self._last_beat < BEAT_SECONDS:
+        if now - self._last_beat < BEAT_SECONDS and not news:
             return
         self._last_beat = now
         if self.outer is not None:

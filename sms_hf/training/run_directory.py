@@ -196,10 +196,11 @@ def read_record(path: Path) -> dict[str, Any]:
 def check_files(folder: Path, files: dict[str, str]) -> None:
     """Raise [`DamagedError`] for the first of these files that is missing or not what its checksum says."""
     for name, digest in files.items():
-        if not (folder / name).is_file():
-            raise DamagedError(f"{folder / name} is missing")
-        if _digest(folder / name) != digest:
-            raise DamagedError(f"{folder / name} does not match its checksum")
+        path = Path(os.path.normpath(folder / name))
+        if not path.is_file():
+            raise DamagedError(f"{path} is missing")
+        if _digest(path) != digest:
+            raise DamagedError(f"{path} does not match its checksum")
 
 
 def model_files(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Real launches that lose a process, on one machine and on two: the same soup, bit for bit."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -37,6 +38,8 @@ class Fault(TrainerCallback):
                 time.sleep(1000)
             if fault == "wait":
                 time.sleep(4)
+        if fault == "wait":
+            time.sleep(0.3)  # Slow enough for machines to come and go.
 
 args = SparseSoupTrainingArguments(
     output_dir=output, target_sparsity=0.75, num_phases=2, num_candidates=3, max_steps=8, learning_rate=3e-3,
@@ -44,6 +47,7 @@ args = SparseSoupTrainingArguments(
     dataloader_pin_memory=False, use_cpu=True, ddp_timeout=int(os.environ.get("TIMEOUT", 1800)),
 )
 print("PROCESS", args.processes.rank, args.processes.world_size, args.processes.session, flush=True)
+Path(output + f".world-{{args.processes.world_size}}").touch()
 trainer = SparseSoupTrainer(
     model=tiny_t5(), args=args, train_dataset=reversal(24), eval_dataset=reversal(10, seed=1), data_collator=collate,
     callbacks=[Fault()],
@@ -80,11 +84,16 @@ def end(process: subprocess.Popen, seconds: float = 240.0) -> tuple[int, str, st
     try:
         out, err = process.communicate(timeout=seconds)
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     return process.returncode, out, err
+
+
+def wait_for(path: Path, seconds: float = 120.0) -> None:
+    start = time.monotonic()
+    while not path.exists():
+        assert time.monotonic() - start < seconds, f"{path} did not come"
+        time.sleep(0.05)
 
 
 def free_port() -> int:
@@ -186,10 +195,11 @@ def test_a_machine_that_goes_away_and_one_that_comes_later(tmp_path, undisturbed
     elastic += ["--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "soup"]
     conf = "join_timeout=60,last_call_timeout=1,keep_alive_interval=1"
     launcher = [*TORCHRUN, *elastic, "--rdzv_conf", conf]
-    first = job.start("wait", launcher=launcher)
-    time.sleep(12)
-    second = job.start("wait", launcher=launcher)
-    time.sleep(12)
+    first = job.start("wait", launcher=launcher, TIMEOUT="10")
+    wait_for(Path(f"{job.run}.world-1"))
+    second = job.start("wait", launcher=launcher, TIMEOUT="10")
+    wait_for(Path(f"{job.run}.world-2"))
+    wait_for(Path(f"{job.run}.once"))
     os.killpg(second.pid, signal.SIGKILL)
     status, out, err = end(first)
     end(second)

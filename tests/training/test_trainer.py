@@ -255,7 +255,10 @@ def test_a_diverged_candidate_is_reported_and_left_out(make_trainer):
 
 def test_a_run_without_a_candidate_left_ends_with_a_clear_error(make_trainer):
     trainer = make_trainer({"num_phases": 1, "learning_rate": 1e30, "optim": "sgd", "max_grad_norm": 0.0})
-    with pytest.raises(RuntimeError, match=r"at least min_candidates=1 of the 2 .* 2 failed .*not finite after step .*a lower learning_rate"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"at least min_candidates=1 of the 2 .* 2 failed .*not finite after step .*a lower learning_rate",
+    ):
         trainer.train()
     assert not (Path(trainer.args.output_dir) / "model.safetensors").exists()
 

@@ -1,0 +1,190 @@
+"""Candidates that go wrong, and errors that are not theirs."""
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from transformers import TrainerCallback
+
+from sms_hf import MaskError, format_report
+from sms_hf.training import run_directory
+from sms_hf.training.failures import ends_the_run, is_disk_error, is_out_of_memory
+from sms_hf.training.fanout import ProcessError
+from sms_hf.training.run_directory import read_record
+from sms_hf.training.stopping import Stop, Stopped, stop_on_signals
+
+
+class Raises(TrainerCallback):
+    """Raises in the second candidate of every phase, after its first step."""
+
+    error: Exception | None = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.output_dir.endswith("candidate-2") and Raises.error is not None:
+            raise Raises.error
+
+
+@pytest.fixture
+def raises(monkeypatch):
+    return lambda error: monkeypatch.setattr(Raises, "error", error)
+
+
+@pytest.fixture
+def make(make_trainer):
+    return lambda **changes: make_trainer({"num_candidates": 3, **changes}, callbacks=[Raises()])
+
+
+def models(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
+
+
+def test_an_exception_costs_one_candidate(make, raises, tmp_path, capfd):
+    raises(KeyError("the cat sat on the keyboard"))
+    trainer = make()
+    trainer.train()
+    for phase in trainer.report["phases"]:
+        assert [c["failure"] for c in phase["candidates"]] == [None, "KeyError: 'the cat sat on the keyboard'", None]
+        assert "on_step_end" in phase["candidates"][1]["traceback"]
+        assert "candidate-2" not in phase["soup"]["ingredients"]
+    assert "candidate-2 seed=43 (failed)" in format_report(trainer.report)
+    out, err = capfd.readouterr()
+    assert "candidate-2 (seed=43): failed, left out: KeyError" in out
+    assert "Traceback" in err
+
+
+def test_out_of_memory_names_what_lowers_it(make, raises):
+    raises(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    trainer = make(num_phases=1)
+    trainer.train()
+    failure = trainer.report["phases"][0]["candidates"][1]["failure"]
+    assert (
+        "out of memory with per_device_train_batch_size=4: lower it and raise gradient_accumulation_steps=1" in failure
+    )
+    assert is_out_of_memory(
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+    )
+
+
+def test_too_few_end_the_run_and_are_tried_again_on_resume(make, raises, tmp_path):
+    raises(RuntimeError("no GPU today"))
+    with pytest.raises(
+        RuntimeError, match=r"at least min_candidates=3 of the 3 .* 1 failed \(candidate-2: RuntimeError: no GPU"
+    ):
+        make(min_candidates=3).train()
+    assert read_record(tmp_path / "run/_run/phase-1/candidate-1.json")["failure"] is None
+    assert not (tmp_path / "run/_run/phase-1/candidate-3.json").exists(), "nobody trains for nothing"
+    raises(None)
+    make(min_candidates=3).train(resume_from_checkpoint=True)
+    make(output_dir=str(tmp_path / "undisturbed")).train()
+    assert models(tmp_path / "run") == models(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("wrong", [0, 4])
+def test_min_candidates_is_checked(make_args, wrong):
+    with pytest.raises(ValueError, match="min_candidates must lie between 1 and 3"):
+        make_args(num_candidates=3, min_candidates=wrong)
+
+
+# ---- The machine's fault ---------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_ends_the_run_and_room_brings_it_back(make, tmp_path, monkeypatch):
+    written, replace = [], run_directory.write_json
+
+    def full(path, value):
+        if path.name == "candidate-2.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path.name)
+        replace(path, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory, "write_json", full)
+        expected = rf"Could not write in {tmp_path}/run: .*needs about 1 MB.* Make room .*resume_from_checkpoint=True"
+        with pytest.raises(OSError, match=expected) as raised:
+            make().train()
+    assert raised.value.errno == errno.ENOSPC
+    assert "candidate-1.json" in written
+    make().train(resume_from_checkpoint=True)
+    make(output_dir=str(tmp_path / "undisturbed")).train()
+    assert models(tmp_path / "run") == models(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    "write", [lambda path: torch.save(torch.zeros(100_000), path), lambda path: path.write_text("a")]
+)
+def test_a_full_disk_is_known_in_every_wrapping(write):
+    """A real one: /dev/full takes no byte."""
+    with pytest.raises((OSError, RuntimeError)) as raised:
+        write(Path("/dev/full"))
+    assert is_disk_error(raised.value), raised.value
+
+
+def test_errors_that_are_not_of_the_disk():
+    assert is_disk_error(SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert not is_disk_error(FileNotFoundError(errno.ENOENT, "no such file"))
+    assert not is_disk_error(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize("error", [MaskError("revived"), ProcessError("hangs"), OSError(errno.EROFS, "read-only")])
+def test_these_are_nobodys_candidate(error):
+    assert ends_the_run(error)
+    assert not ends_the_run(ValueError("a bug in a collator"))
+
+
+def test_a_broken_mask_ends_the_run_with_tensor_and_indices(make_trainer, monkeypatch):
+    class Revive(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            with torch.no_grad():
+                weight = model.encoder.block[0].layer[0].SelfAttention.q.weight
+                weight[3, (weight[3] == 0).nonzero()[0]] = 1.0
+
+    trainer = make_trainer({"save_strategy": "steps", "save_steps": 1}, callbacks=[Revive()])
+    with pytest.raises(
+        MaskError, match=r"'encoder.block.0.layer.0.SelfAttention.q.weight' .* 1 are not, first at \[\(3, "
+    ):
+        trainer.train()
+
+
+# ---- Signals ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_ends_the_process_at_once_where_nothing_is_in_training():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as raised, stop_on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert raised.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_in_training_it_waits_for_the_step_and_an_echo_changes_nothing(capsys):
+    steps = []
+
+    def train():
+        with stop_on_signals() as stop, stop.waits():
+            for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, and the launcher that passes it on.
+                os.kill(os.getpid(), number)
+            steps.append(1)
+
+    with pytest.raises(Stopped) as raised:
+        train()
+    assert (steps, raised.value.code) == ([1], 130)
+    assert capsys.readouterr().out == "SIGINT: saving a checkpoint after this step\n"
+
+
+def test_a_second_wish_does_not_wait(monkeypatch):
+    monkeypatch.setattr("sms_hf.training.stopping.ECHO_SECONDS", 0.0)
+    stop, steps = Stop(), []
+
+    def train():
+        with stop.waits():
+            stop.handle(signal.SIGINT)
+            stop.handle(signal.SIGINT)
+            steps.append(1)
+
+    with pytest.raises(Stopped):
+        train()
+    assert steps == []

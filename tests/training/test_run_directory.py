@@ -1,0 +1,169 @@
+"""What is damaged is noticed and made again; what is whole is not."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sms_hf.training.run_directory import (
+    DamagedError,
+    RunDirectory,
+    last_checkpoint,
+    read_record,
+    seal_checkpoint,
+    write_record,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/weights").write_bytes(b"abc")
+    return tmp_path
+
+
+def test_a_literal_record(folder):
+    written = write_record(folder / "model.json", {"score": 0.1}, [folder / "model/weights"])
+    # echo -n abc | sha256sum
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert written == {"score": 0.1, "files": {"model/weights": digest}}
+    assert read_record(folder / "model.json") == written
+    assert RunDirectory(folder).whole(folder / "model.json") == written
+    assert set(json.loads((folder / "model.json").read_text())) == {"score", "files", "checksum"}
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "record flip", "record truncate", "record other"])
+def test_damage_is_noticed(folder, damage, capsys):
+    record, file = folder / "model.json", folder / "model/weights"
+    write_record(record, {"score": 0.1}, [file])
+    path = record if damage.startswith("record") else file
+    data = path.read_bytes()
+    if damage.endswith("flip"):
+        path.write_bytes(data.replace(b"0.1", b"0.2") if path == record else b"abd")
+    elif damage.endswith("truncate"):
+        path.write_bytes(data[:-2])
+    elif damage == "delete":
+        path.unlink()
+    else:
+        path.write_text("[1, 2]")
+    assert RunDirectory(folder).whole(record) is None
+    assert "damaged, to be made again: " in (out := capsys.readouterr().out)
+    assert str(path) in out
+    assert not record.exists()
+
+
+def test_a_record_alone_may_be_asked_for(folder):
+    write_record(folder / "model.json", {"score": 0.1}, [folder / "model/weights"])
+    (folder / "model/weights").unlink()
+    assert RunDirectory(folder).whole(folder / "model.json", files=False)["score"] == 0.1
+
+
+def test_a_record_without_checksum_is_no_record(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(DamagedError, match="no whole record"):
+        read_record(tmp_path / "a.json")
+
+
+def checkpoint(folder, step, best=None):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    (path / "optimizer.pt").write_bytes(b"moments")
+    state = {"best_model_checkpoint": None if best is None else str(folder / f"checkpoint-{best}")}
+    (path / "trainer_state.json").write_text(json.dumps(state))
+    seal_checkpoint(path)
+    return path
+
+
+def test_the_newest_whole_checkpoint(tmp_path, capsys):
+    assert last_checkpoint(tmp_path) is None
+    for step in (2, 10):
+        checkpoint(tmp_path, step)
+    (checkpoint(tmp_path, 12) / "optimizer.pt").write_bytes(b"momentt")
+    (checkpoint(tmp_path, 14) / "whole.json").unlink()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-2"]
+    out = capsys.readouterr().out
+    assert f"{tmp_path}/checkpoint-12/optimizer.pt does not match its checksum" in out
+    assert f"{tmp_path}/checkpoint-14 was not written to its end" in out
+
+
+def test_a_checkpoint_needs_its_best_one(tmp_path):
+    """Trainer would end with the last weights instead of the best ones."""
+    checkpoint(tmp_path, 2, best=2)
+    checkpoint(tmp_path, 4, best=2)
+    checkpoint(tmp_path, 6, best=6)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+    (tmp_path / "checkpoint-2/optimizer.pt").unlink()
+    (tmp_path / "checkpoint-6/optimizer.pt").unlink()
+    assert last_checkpoint(tmp_path) is None
+
+
+# ---- In a run --------------------------------------------------------------------------------------------------------
+
+PIECES = [
+    "_run/run.json",
+    "_run/dense.json",
+    "_run/phase-1/phase.json",
+    "_run/phase-1/soup/model.safetensors",
+    "_run/phase-2/parent.json",
+    "_run/phase-2/candidate-2.json",
+    "_run/phase-2/candidate-2/model.safetensors",
+    "_run/phase-2/phase.json",
+    "_run/phase-2/soup/masks.safetensors",
+    "_run/final.json",
+    "model.safetensors",
+    "report.json",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run whose files may not be changed."""
+    return tmp_path_factory.mktemp("finished") / "run"
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_a_damaged_piece_is_made_again_and_nothing_else_changes(make_trainer, finished, tmp_path, piece, capsys):
+    keep = {"keep_candidates": True}
+    if not finished.exists():
+        make_trainer(keep | {"output_dir": str(finished)}).train()
+    cut = tmp_path / "cut"
+    shutil.copytree(finished, cut)
+    data = bytearray((cut / piece).read_bytes())
+    data[len(data) // 2] ^= 1
+    (cut / piece).write_bytes(data)
+    # Phase 2 has to look at its own pieces only where it is not finished.
+    if "candidate" in piece or "parent" in piece:
+        (cut / "_run/phase-2/phase.json").unlink()
+    capsys.readouterr()
+    make_trainer(keep | {"output_dir": str(cut)}).train(resume_from_checkpoint=True)
+    out = capsys.readouterr().out
+    assert f"{cut}/{piece}" in out.split("damaged, to be made again: ")[1].splitlines()[0]
+    again = out.count("steps,")
+    assert again == {"_run/phase-2/candidate-2.json": 1, "_run/phase-2/candidate-2/model.safetensors": 1}.get(piece, 0)
+    for path in finished.rglob("*.safetensors"):
+        mine = load_file(cut / path.relative_to(finished))
+        for name, tensor in load_file(path).items():
+            assert torch.equal(mine[name], tensor), (path, name)
+
+
+def test_trials_that_were_scored_are_read_back(make_trainer, tmp_path, monkeypatch):
+    settings = {"num_phases": 1, "num_candidates": 3, "keep_candidates": True}
+    first = make_trainer(settings)
+    first.train()
+    assert len(first.report["phases"][0]["soup"]["trials"]) >= 2
+    for lost in ("_run/phase-1/phase.json", "_run/final.json"):
+        (tmp_path / "run" / lost).unlink()
+    scored = []
+    again = make_trainer(settings)
+    evaluate = again._evaluate_copy
+    monkeypatch.setattr(again, "_evaluate_copy", lambda *args: scored.append(args) or evaluate(*args))
+    again.train(resume_from_checkpoint=True)
+    assert scored == []
+    without_seconds = [
+        [{k: v for k, v in phase.items() if k != "seconds"} for phase in trainer.report["phases"]]
+        for trainer in (first, again)
+    ]
+    assert without_seconds[0] == without_seconds[1]
