@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError
@@ -14,6 +15,8 @@ from .hub.folders import weight_paths
 from .hub.inspection import describe_folder
 from .hub.push import weight_sizes
 from .hub.rescue import rescue
+
+PLAN = "Tell what a run will cost before it starts: trainings, time, disk, memory."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     added.add_argument("repo_id", help="USER/NAME on the Hub; made where it does not exist.")
     added.add_argument("--private", action="store_true", default=None, help="Make a new repository private.")
     added.add_argument("--revision", help="Branch. Default: main.")
+    # It has some 150 options, so `_plan` parses them: no character but this one begins an option here.
+    added = commands.add_parser("plan", help=PLAN, add_help=False, prefix_chars="\0")
+    added.add_argument("options", nargs="*")
+    added.set_defaults(run=_plan)
     args = parser.parse_args(argv)
     logging.set_verbosity_error()
     try:
@@ -97,6 +104,51 @@ def _rescue(args: argparse.Namespace) -> None:
 
 def _push(args: argparse.Namespace) -> None:
     print(push_to_hub(_folder(args.model), args.repo_id, private=args.private, revision=args.revision).commit_url)
+
+
+def _plan(args: argparse.Namespace) -> None:
+    # Here, so that the other commands start without what training needs.
+    from transformers import HfArgumentParser
+
+    from .hub import load
+    from .training import SparseSoupTrainer, SparseSoupTrainingArguments
+    from .training.planning import plan_lines
+    from .training.timing import plan_model
+    from .training.weights import no_progress_bars
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise ValueError(f"{message.rstrip('.')}. See sms-hf plan --help.")
+
+    parser = Parser(SparseSoupTrainingArguments, prog="sms-hf plan", description=PLAN, allow_abbrev=False)  # pyright: ignore
+    parser.add_argument("model", help="A model folder, or the name of a repository of the Hub.")
+    parser.add_argument("--processes", type=int, default=1, help="That train candidates, for example one a GPU.")
+    parser.add_argument("--num_examples", type=int, help="Rows of the training data.")
+    parser.add_argument("--sequence_length", type=int, default=128, help="Tokens of a row, to measure a step with.")
+    parser.set_defaults(output_dir=".")
+    try:
+        training, options, unknown = parser.parse_args_into_dataclasses(
+            args.options, return_remaining_strings=True, look_for_args_file=False
+        )
+    except ImportError as error:  # An optional package that an option needs.
+        raise ValueError(error) from None
+    if unknown:
+        parser.error(f"Expected one model and training arguments, got also {' '.join(unknown)}")
+    folder = _folder(options.model)
+    weights = {path.name for path in folder.glob("*.safetensors*")}
+    others = sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name not in weights)
+    with no_progress_bars():
+        cost = plan_model(
+            load(folder),
+            training,
+            SparseSoupTrainer,
+            options.processes,
+            options.num_examples,
+            options.sequence_length,
+            others,
+        )
+    for line in plan_lines(cost):
+        print(line)
 
 
 if __name__ == "__main__":

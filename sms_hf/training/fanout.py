@@ -133,7 +133,9 @@ class Processes:
 
     def beat(self, doing: str | None = None) -> None:
         """
-        Give a sign of life, at most one a second and at every new piece of work: to be called at every step of whatever takes long.
+        Give a sign of life: to be called at every step of whatever takes long.
+
+        At most one a second goes out, and one at every new piece of work.
 
         Raises:
             ProcessError: If the launcher has started another process again, while this one goes on as if nothing had happened.

@@ -4,15 +4,16 @@ The only room that knows how processes are launched.
 `accelerate launch` and `torchrun` start N processes that expect to train one model together. Here every process trains
 candidates of its own, so each must look like a single-process program to Trainer and Accelerate: the launcher's
 environment is read, then hidden. What is left for coordination is the key-value store that the launcher's agent keeps
-alive for its workers, over all their restarts.
+alive for its workers, over all their restarts; with a launcher that has none, process 0 keeps it.
 """
 
+import atexit
 import json
 import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -44,6 +45,7 @@ UNVERIFIED = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM replaces Trainer's optimizer step, so masks would not hold",
 }
 MEETING_SECONDS = 600.0
+LEAVING_SECONDS = 30.0
 
 _joined: Processes | None = None
 
@@ -55,7 +57,7 @@ def join_processes() -> Processes:
     Must run before anything asks Accelerate or torch.distributed for the launch: `SparseSoupTrainingArguments` does it.
 
     Raises:
-        RuntimeError: If a process group exists already, the launcher has no store, or not all processes come.
+        RuntimeError: If a process group exists already, or not all processes come.
         ValueError: For DeepSpeed, FSDP and Megatron-LM, which would train dense in silence.
     """
     global _joined
@@ -99,13 +101,16 @@ def _join() -> Processes:
             "Expected no process group before SparseSoupTrainingArguments, but one exists: an Accelerator, PartialState or "
             "other TrainingArguments came first. Create SparseSoupTrainingArguments before them."
         )
-    if not has_store:
+    if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
         raise RuntimeError(
-            f"Expected a launcher that keeps a store for its {world_size} processes, got none. "
-            "Start with `accelerate launch` or `torchrun`."
+            f"Expected MASTER_ADDR and MASTER_PORT, where {world_size} processes can meet, got none. Start with `accelerate "
+            "launch` or `torchrun`, or set both."
         )
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.PrefixStore("sms_hf", dist.TCPStore(address, port, None, False, timedelta(minutes=10)))
+    is_host = not has_store and rank == 0
+    store = dist.PrefixStore("sms_hf", dist.TCPStore(address, port, None, is_host, timedelta(minutes=10)))
+    if not has_store:
+        atexit.register(_leave, store, rank, world_size)
     _pin_gpu(int(os.environ.get("LOCAL_RANK", rank)))
     _hide_launch()
     return meet(store, rank, world_size)
@@ -159,6 +164,17 @@ def meet(launch: dist.Store, rank: int, world_size: int, patience: float = MEETI
             launch.set(f"begin/{other}", json.dumps([session, joins]))
     store = dist.PrefixStore(f"session-{session}", launch)
     return Processes(rank, world_size, store, launch, joins, session)
+
+
+def _leave(store: dist.Store, rank: int, world_size: int) -> None:
+    """Where no launcher keeps the store, process 0 does, and has to leave last."""
+    with suppress(dist.DistError):
+        store.set(f"left/{rank}", "")
+        start = time.monotonic()
+        while rank == 0 and time.monotonic() - start < LEAVING_SECONDS:
+            if store.check([f"left/{other}" for other in range(world_size)]):
+                return
+            time.sleep(POLL_SECONDS)
 
 
 def _hide_launch() -> None:

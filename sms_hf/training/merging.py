@@ -68,6 +68,7 @@ class MergingMixin(ScoringMixin):
     ) -> Path:
         """`batches`: at most so many for the statistics of batch norms."""
         folders = [run.candidate(phase.number, name) for name in names]
+        run.remove(output)  # The new average would lie beside the old one until it is whole.
         average_checkpoints(folders, output, union_of_masks=phase.merge != "soup")
         if phase.merge == "reprune":
             model, union = self._load(output), Masks.load(output / MASKS)

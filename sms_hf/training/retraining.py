@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback
 
 from ..soup.checkpoint import MASKS
 from ..sparsity.masks import Masks, check_fingerprint
@@ -46,6 +47,7 @@ class RetrainingMixin(MergingMixin):
     _window = (0.0, 1.0)
     _norms: Norms | None = None
     _stop = Stop()
+    _estimate: TrainerCallback | None = None
 
     def _prune_parent(self, phase: Phase, run: RunDirectory, is_needed: bool) -> dict[str, Any]:
         """
@@ -177,6 +179,8 @@ class RetrainingMixin(MergingMixin):
         masks, norms = self._start_candidate_(model, phase, candidate, run)
         trainer = spawn(self, model, candidate_args(self.args, phase, candidate, folder), keep_callbacks=True)
         trainer.masks, trainer._is_candidate, trainer._stop = masks, True, self._stop
+        if self._estimate is not None:
+            trainer.add_callback(self._estimate)
         trainer._window, trainer._norms = phase.window, norms
         if phase.events:
             trainer.prune_while_training(

@@ -14,11 +14,13 @@ from ..sparsity.prunable import find_prunable
 from .arguments import SparseSoupArguments
 from .candidates import Phase
 from .failures import disk_error, is_disk_error
+from .planning import start_lines
 from .progress import dense_line, parent_line, soup_lines
 from .publishing import PublishingMixin
 from .records import phase_record, run_settings, train_output
 from .run_directory import RunDirectory, model_files, read_record, remove_weights, write_record
 from .stopping import Stopped, stop_on_signals
+from .timing import TimeEstimate, plan_run
 from .weights import forget_accelerate_, load_weights_
 
 HOW_TO_RESUME = "Go on with train(resume_from_checkpoint=True) (--resume in the recipes)."
@@ -54,6 +56,7 @@ class SparseSoupMixin(PublishingMixin):
                 "write `class MyArguments(SparseSoupArguments, TheirArguments)`."
             )
         self.report: dict[str, Any] | None = None
+        self._disk_bytes = 0
 
     # ---- The phases --------------------------------------------------------------------------------------------------
 
@@ -89,7 +92,7 @@ class SparseSoupMixin(PublishingMixin):
         except BaseException as error:
             processes.fail(error)
             if is_disk_error(error):
-                raise disk_error(error, self._run.root, self._disk_need()) from error
+                raise disk_error(error, self._run.root, self._disk_bytes) from error
             raise
         return train_output(self.report, time.time() - start)
 
@@ -98,6 +101,7 @@ class SparseSoupMixin(PublishingMixin):
         settings = run_settings(self.args, plan, self.model, self._num_examples())
         processes.check_shared(f"{scope}/shared", run.root)
         processes.on_main(f"{scope}/open", lambda: run.open(settings, processes.was_at(run.root) or resume))
+        self._disk_bytes = processes.on_main(f"{scope}/cost", self._tell_cost)
         self._release_model_()
         dense = processes.on_main(f"{scope}/dense", lambda: self._score_dense(run))
         self._say(dense_line(dense, metric))
@@ -180,11 +184,13 @@ class SparseSoupMixin(PublishingMixin):
         self.masks = Masks.load(folder / MASKS)
         self._move_model_to_device(self.model, self.args.device)
 
-    def _disk_need(self) -> int:
-        """Bytes that the run directory takes at most, without Trainer's checkpoints."""
-        size = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
-        plan = self.args.make_plan()
-        return size * (max(len(phase.candidates) for phase in plan) + len(plan))
+    def _tell_cost(self) -> int:
+        """Say what is to come; bytes that the run directory takes at the fullest."""
+        cost = plan_run(self, measure=False)
+        for line in start_lines(cost):
+            self._say(line)
+        self._estimate = TimeEstimate(cost)
+        return cost.disk_bytes
 
     def _release_model_(self) -> None:
         """Make `self.model` plain again and move it off the accelerator: from here on it only serves to be copied."""

@@ -1,0 +1,75 @@
+"""`sms-hf plan`: what it prints, on a folder."""
+
+import pytest
+from conftest import tiny_t5
+
+from sms_hf.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_t5().save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_plan(folder, tmp_path, capsys):
+    options = [
+        "--use_cpu",
+        "True",
+        "--report_to",
+        "none",
+        "--save_strategy",
+        "no",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
+    options += ["--vary", '{"seed": [1, 2, 3, 4]}', "--num_train_epochs", "2", "--sequence_length", "8"]
+    assert main(["plan", "--num_examples", "80", folder, "--processes", "3", *options]) == 0
+    captured = capsys.readouterr()
+    first, time, disk, memory = captured.out.splitlines()
+    assert first == (
+        "4 candidates x 2 phases on 3 processes: 8 trainings of 20 steps, 160 in all, 80 one after the other"
+    )
+    assert time.startswith("time: about ")
+    assert " s of training (0.0" in time
+    assert disk.startswith("disk: 957 kB at the fullest, ")  # Six folders: weights 92 kB, masks 3, config 2, others 64.
+    # Five times 92,160 bytes (weights, gradients, AdamW, the copy) and 20,480 prunable weights with masks of 4 + 1 bytes.
+    assert memory.startswith("memory: 563 kB a process without activations; ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_plan_without_a_number_of_examples(folder, tmp_path, capsys):
+    assert main(["plan", folder, "--use_cpu", "True", "--output_dir", str(tmp_path), "--report_to", "none"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "3 candidates x 2 phases on 1 process: 6 trainings"
+    assert lines[3:] == [
+        "the number of training examples is not known (num_examples): no number of steps, no estimate of time",
+        "checkpoints of a candidate cannot be counted without it: two are taken",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "the following arguments are required: model"),
+        (["./nowhere"], "found no folder ./nowhere"),
+        (["{folder}", "--target_sparsity", "2"], "target_sparsity must lie in [0, 1), got 2.0"),
+        (["{folder}", "--target_sparsity", "much"], "argument --target_sparsity"),
+        (["{folder}", "--sparsity", "0.5"], "got also --sparsity 0.5. See sms-hf plan --help."),
+        (["{folder}", "--processes", "0", "--use_cpu", "True"], "processes must be at least 1, got 0"),
+    ],
+)
+def test_errors_are_one_line(folder, capsys, arguments, says):
+    assert main(["plan", *(argument.format(folder=folder) for argument in arguments)]) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert error[-1].startswith("sms-hf: ")
+    assert says in error[-1]
+    assert not any("Traceback" in line for line in error)
+
+
+def test_help_names_the_options_of_training(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["plan", "--help"])
+    said = capsys.readouterr().out
+    assert "--num_candidates" in said
+    assert "--sequence_length" in said
