@@ -48,6 +48,7 @@ args = SparseSoupTrainingArguments(
 )
 print("PROCESS", args.processes.rank, args.processes.world_size, args.processes.session, flush=True)
 Path(output + f".world-{{args.processes.world_size}}").touch()
+Path(output + ".pid-" + os.environ.get("MACHINE", "")).write_text(str(os.getpid()))
 trainer = SparseSoupTrainer(
     model=tiny_t5(), args=args, train_dataset=reversal(24), eval_dataset=reversal(10, seed=1), data_collator=collate,
     callbacks=[Fault()],
@@ -205,12 +206,13 @@ def test_a_machine_that_comes_later_and_one_that_goes_away(tmp_path, undisturbed
     elastic += ["--rdzv_conf", "join_timeout=60,last_call_timeout=1,keep_alive_interval=1"]
     # torch 2.13 does not tell a newcomer where a store is that was there before it.
     settings = {"launcher": [*TORCHRUN, *elastic], "TIMEOUT": "10", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    first = job.start("wait", "resume", **settings)
+    first = job.start("wait", "resume", MACHINE="first", **settings)
     wait_for(Path(f"{job.run}.world-1"))
-    second = job.start("wait", "resume", **settings)
+    second = job.start("wait", "resume", MACHINE="second", **settings)
     wait_for(Path(f"{job.run}.world-2"))
     wait_for(job.run / "_run/phase-1/phase.json")
     os.killpg(second.pid, signal.SIGKILL)
+    os.kill(int(Path(f"{job.run}.pid-second").read_text()), signal.SIGKILL)  # The launcher gave it a group of its own.
     status, out, err = end(first)
     end(second)
     assert status == 0, err
