@@ -36,10 +36,11 @@ class Fault(TrainerCallback):
                 os.kill(os.getpid(), signal.SIGTERM)
             if fault == "hang":
                 time.sleep(1000)
-            if fault == "wait":
-                time.sleep(4)
         if fault == "wait":
             time.sleep(0.3)  # Slow enough for machines to come and go.
+            if os.environ["MACHINE"] == "second" and not once.exists():
+                once.touch()
+                time.sleep(1000)
 
 args = SparseSoupTrainingArguments(
     output_dir=output, target_sparsity=0.75, num_phases=2, num_candidates=3, max_steps=8, learning_rate=3e-3,
@@ -210,7 +211,7 @@ def test_a_machine_that_comes_later_and_one_that_goes_away(tmp_path, undisturbed
     wait_for(Path(f"{job.run}.world-1"))
     second = job.start("wait", "resume", MACHINE="second", **settings)
     wait_for(Path(f"{job.run}.world-2"))
-    wait_for(job.run / "_run/phase-1/phase.json")
+    wait_for(Path(f"{job.run}.once"))  # Here the second machine is in the middle of a candidate.
     os.killpg(second.pid, signal.SIGKILL)
     os.kill(int(Path(f"{job.run}.pid-second").read_text()), signal.SIGKILL)  # The launcher gave it a group of its own.
     status, out, err = end(first)
