@@ -14,7 +14,7 @@ from ..sparsity.masks import Masks, check_fingerprint
 from .evaluation import WeightedMean, count_targets
 from .gradual import GradualPruning
 from .masking import MaskEnforcer
-from .run_directory import seal_checkpoint
+from .run_directory import read_seal, seal_checkpoint
 from .weights import ignores_num_items_in_batch, no_progress_bars, shifts_labels, state_dict_names
 
 # To a type checker the mixin is a Trainer; at run time it stands before whichever Trainer the user's class names.
@@ -42,6 +42,12 @@ class MaskedTrainerMixin(_Trainer):
         self._hooked: torch.optim.Optimizer | None = None
         self._gradual: GradualPruning | None = None
         self._eval_loss = WeightedMean()
+        self._total_loss = 0.0
+
+    @property
+    def mean_loss(self) -> float:
+        """Training loss, mean over all steps, those before a resume included, which Trainer's own leaves out."""
+        return self._total_loss / max(self.state.global_step, 1)
 
     @property
     def masks(self) -> Masks | None:
@@ -99,15 +105,24 @@ class MaskedTrainerMixin(_Trainer):
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
+        self._total_loss += float(loss)
         feedback = self._gradual is not None and self._gradual.feedback
         # Trainer clips right after this; no callback comes in between.
         if self._enforcer is not None and self.accelerator.sync_gradients and not feedback:
             self._enforcer.mask_gradients_(self.model)
         return loss
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed from a checkpoint of the last step, in the middle of an epoch: Trainer would train one step more.
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = Path(resume_from_checkpoint)
+        self._total_loss = read_seal(folder).get("total_loss", 0.0)
         if self._gradual is not None:
             self._gradual.load(folder)
             self.masks = Masks.load(folder / MASKS)
@@ -122,7 +137,7 @@ class MaskedTrainerMixin(_Trainer):
         finally:
             self.args.save_total_limit = limit
         folder = Path(str(self.args.output_dir))
-        seal_checkpoint(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        seal_checkpoint(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", {"total_loss": self._total_loss})
         # Only now, when the new one is whole, the old ones may go.
         rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint, use_mtime=True)
 

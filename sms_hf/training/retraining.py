@@ -193,7 +193,7 @@ class RetrainingMixin(MergingMixin):
             checkpoint = None if trainer.args.save_only_model else last_checkpoint(folder)
             with self._stop.waits():
                 output = trainer.train(resume_from_checkpoint=checkpoint)
-            record |= {"steps": output.global_step, "epochs": trainer.state.epoch, "train_loss": output.training_loss}
+            record |= {"steps": output.global_step, "epochs": trainer.state.epoch, "train_loss": trainer.mean_loss}
         if not all_finite(trainer.model):
             raise Diverged("its weights are not finite")
         trainer.end_pruning(phase.keeps_dense)
@@ -205,6 +205,11 @@ class RetrainingMixin(MergingMixin):
         if self._is_candidate and not torch.isfinite(loss) and not all_finite(self.model):
             raise Diverged(f"its weights are not finite after step {self.state.global_step}")
         return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self._is_candidate and not all_finite(self.model):
+            raise Diverged(f"its weights are not finite after step {self.state.global_step}")
+        super()._save(output_dir, state_dict)
 
     def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)

@@ -208,10 +208,15 @@ def model_files(folder: Path) -> list[Path]:
     return [path for path in folder.glob("*") if path.is_file() and path.name != CHECKPOINT_RECORD]
 
 
-def seal_checkpoint(folder: Path) -> None:
-    """Say that a checkpoint of Trainer is whole."""
+def seal_checkpoint(folder: Path, value: dict[str, Any]) -> None:
+    """Say that a checkpoint of Trainer is whole; with what Trainer does not keep in it."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != CHECKPOINT_RECORD]
-    write_record(folder / CHECKPOINT_RECORD, {}, files)
+    write_record(folder / CHECKPOINT_RECORD, value, files)
+
+
+def read_seal(folder: Path) -> dict[str, Any]:
+    """What was sealed with a checkpoint; nothing for those of other trainers."""
+    return read_record(folder / CHECKPOINT_RECORD) if (folder / CHECKPOINT_RECORD).is_file() else {}
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -226,7 +231,8 @@ def last_checkpoint(folder: Path) -> str | None:
                 raise DamagedError(f"{path} was not written to its end")
             check_files(path, read_record(record).get(FILES, {}))
             best = read_json(path / "trainer_state.json").get("best_model_checkpoint")
-            if best is not None and Path(best).name not in {*whole, path.name}:
+            # Trainer would look for it there, and without it end with the last weights.
+            if best is not None and Path(best) not in {*whole.values(), path}:
                 raise DamagedError(f"{path} needs {best}, which is gone")
         except DamagedError as error:
             print(f"damaged, going on from before it: {error}", flush=True)

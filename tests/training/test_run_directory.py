@@ -72,7 +72,7 @@ def checkpoint(folder, step, best=None):
     (path / "optimizer.pt").write_bytes(b"moments")
     state = {"best_model_checkpoint": None if best is None else str(folder / f"checkpoint-{best}")}
     (path / "trainer_state.json").write_text(json.dumps(state))
-    seal_checkpoint(path)
+    seal_checkpoint(path, {})
     return path
 
 
