@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 FORMAT = "sms_hf.masks.v1"
+WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
 class MaskError(ValueError):
@@ -88,16 +90,30 @@ class Masks(Mapping[str, Tensor]):
             MaskError: If a parameter is missing or has another shape. The model is unchanged then.
         """
         for name, parameter in self._parameters_of(model).items():
-            parameter.masked_fill_(~self[name].to(parameter.device), 0.0)
+            local(parameter).masked_fill_(~share(self[name], parameter), 0.0)
 
     @torch.no_grad()
     def check(self, model: nn.Module) -> None:
-        """Raise [`MaskError`] with tensor, count and first indices if a pruned weight is not exactly zero."""
+        """
+        Raise [`MaskError`] with tensor, count and first indices if a pruned weight is not exactly zero.
+
+        Of sharded parameters (FSDP2) a process checks its own share.
+        """
         for name, parameter in self._parameters_of(model).items():
-            check_zeros(name, parameter, self[name])
+            of = "" if not is_sharded(parameter) else " (the share of this process)"
+            check_zeros(f"{name}{of}", local(parameter), share(self[name], parameter))
+
+    @torch.no_grad()
+    def check_state(self, state: Mapping[str, Tensor]) -> None:
+        """As [`Masks.check`], for a state dict: what a file will hold."""
+        missing = [name for name in self if name not in state]
+        if missing:
+            raise MaskError(f"Expected a weight for every mask, found none for {missing[:3]}.")
+        for name, mask in self.items():
+            check_zeros(name, state[name], mask)
 
     def _parameters_of(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        parameters = dict(model.named_parameters(remove_duplicate=False))
+        parameters = named_weights(model)
         missing = [name for name in self if name not in parameters]
         if missing:
             raise MaskError(
@@ -152,6 +168,40 @@ def check_fingerprint(masks: Masks, expected: str, whose: str) -> None:
             f"The masks of {whose} must be those with fingerprint {expected[:12]}, got {masks.fingerprint()[:12]}. Something "
             "changed them after pruning: start again in another output_dir."
         )
+
+
+def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters by the names of the plain model: wrappers for compilation and activation checkpoints leave no trace."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {plain_name(name): parameter for name, parameter in named}
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter without what wrappers put between."""
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor (FSDP2) that this process holds, as a view; any other tensor as it is."""
+    return cast("Any", tensor).to_local() if is_sharded(tensor) else tensor
+
+
+def share(mask: Tensor, parameter: Tensor) -> Tensor:
+    """The part of a mask that belongs to [`local`] of a parameter, on its device."""
+    if is_sharded(parameter):
+        from torch.distributed.tensor import distribute_tensor
+
+        # All processes hold the whole mask: nothing has to be sent.
+        mesh, placements = cast("Any", parameter).device_mesh, cast("Any", parameter).placements
+        mask = distribute_tensor(mask, mesh, placements, src_data_rank=None).to_local()
+    return mask.to(local(parameter).device)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a `DTensor`, whose class takes most of a second to import."""
+    return hasattr(tensor, "placements")
 
 
 def check_zeros(name: str, weight: Tensor, mask: Tensor, first_row: int = 0) -> None:

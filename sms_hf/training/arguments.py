@@ -12,6 +12,7 @@ from ..sparsity.pruning import CRITERIA, SCOPES, check_options, pattern_sparsity
 from ..sparsity.schedules import RETRAIN_SCHEDULES
 from .candidates import Phase, vary_candidates
 from .fanout import Processes
+from .groups import defer_sharding_, make_group, wants_sharding
 from .launch import join_processes
 from .learning_rate import check_schedule
 from .methods import METHODS, Request, make_plan
@@ -59,6 +60,13 @@ class SparseSoupArguments(_TrainingArguments):
         metadata={
             "help": "Candidates of a phase that must succeed. One that diverges, runs out of memory or raises an error is left "
             "out, with its traceback in the report, while the others go on; with fewer left than this the run ends."
+        },
+    )
+    candidate_processes: int = field(
+        default=1,
+        metadata={
+            "help": "Processes that train one candidate together, by DDP, or sharded by FSDP2 with `fsdp`. The batch of a step "
+            "grows by this factor, as in Trainer."
         },
     )
     soup_method: str = field(
@@ -180,16 +188,18 @@ class SparseSoupArguments(_TrainingArguments):
                 f"max_sparsity_per_layer must be at least target_sparsity={self.target_sparsity}, got "
                 f"{self.max_sparsity_per_layer}: no layer could reach the goal. Raise it, or lower target_sparsity."
             )
-        if self.deepspeed or self.fsdp:
+        if self.deepspeed:
             raise ValueError(
-                "Expected no `deepspeed` and no `fsdp`: DeepSpeed keeps its own fp32 copy of the weights and steps inside "
-                "backward(), FSDP replaces the parameters, so masks would not hold. Every process trains whole candidates: "
-                "use plain `accelerate launch`."
+                "Expected no `deepspeed`: it keeps its own fp32 copy of the weights and steps inside backward(), so masks would "
+                "not hold. Shard large candidates by candidate_processes and fsdp=True."
             )
+        make_group(processes, self.candidate_processes)
+        defer_sharding_(self)
         if not processes.is_main:
             self.disable_tqdm = True
             self.push_to_hub = False
         super().__post_init__()
+        self._check_sharding()
         if self.n_gpu > 1:  # One candidate, one device: a launch gives every process its own. No nn.DataParallel.
             self._n_gpu = 1
         processes.timeout = float(self.ddp_timeout)
@@ -200,6 +210,19 @@ class SparseSoupArguments(_TrainingArguments):
             raise ValueError(
                 f"Expected no load_best_model_at_end with pruning_method={self.pruning_method!r}: an earlier checkpoint is not "
                 "pruned to the end. Leave it out."
+            )
+
+    def _check_sharding(self) -> None:
+        if not wants_sharding(self):
+            return
+        if self.candidate_processes < 2:
+            raise ValueError(
+                "fsdp needs candidate_processes of at least 2: the processes that hold a candidate together, got 1."
+            )
+        if METHODS[self.pruning_method].prunes_while_training:
+            raise ValueError(
+                f"Expected no fsdp with pruning_method={self.pruning_method!r}: what to prune while training is decided on whole "
+                "weights, and every process holds a part of them. Without fsdp the processes of a candidate train by DDP."
             )
 
     def _check_pattern(self) -> None:

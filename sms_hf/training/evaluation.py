@@ -3,18 +3,25 @@
 import torch
 from torch import Tensor
 
+from ..sparsity.masks import local
+
 
 class WeightedMean:
     """Mean of batch losses, each weighted by the number of targets it is a mean of; Trainer weights by rows."""
 
-    def __init__(self) -> None:
-        self._total = 0.0
-        self._targets = 0
+    def __init__(self, total: float = 0.0, targets: float = 0) -> None:
+        self._total = total
+        self._targets = targets
 
     def add(self, loss: float, targets: int) -> None:
         if targets:
             self._total += loss * targets
             self._targets += targets
+
+    @property
+    def sums(self) -> tuple[float, float]:
+        """What `WeightedMean(*sums)` goes on from; sums of several processes may be added."""
+        return self._total, self._targets
 
     @property
     def value(self) -> float | None:
@@ -34,5 +41,5 @@ def count_targets(labels: Tensor, shifted: bool) -> int:
 
 @torch.no_grad()
 def all_finite(model: torch.nn.Module) -> bool:
-    """Whether no parameter holds NaN or infinity."""
-    return all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    """Whether no parameter holds NaN or infinity; of sharded ones, the share of this process."""
+    return all(bool(torch.isfinite(local(p)).all()) for p in model.parameters())

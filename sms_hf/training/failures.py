@@ -34,7 +34,7 @@ def is_disk_error(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (*NO_ROOM, *READ_ONLY):
         return True
     text = str(error)
-    written = "PytorchStreamWriter failed writing" in text or "unexpected pos" in text
+    written = "PytorchStreamWriter failed writing" in text or "unexpected pos" in text or "iostream error" in text
     return written or any(f"os error {number}" in text for number in (*NO_ROOM, *READ_ONLY))
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from .stopping import leave_if_wished
+
 POLL_SECONDS = 0.2
 BEAT_SECONDS = 1.0
 FAILED = "failed"
@@ -76,6 +78,7 @@ class Processes:
         while not self.store.check([f"value/{key}"]):
             if self.store.check([f"value/{FAILED}"]):
                 raise ProcessError(json.loads(self.store.get(f"value/{FAILED}")))
+            leave_if_wished()
             self.beat()
             self._watch()
             time.sleep(POLL_SECONDS)

@@ -41,7 +41,8 @@ LAUNCHER_VARIABLES = (
 UNVERIFIED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed keeps its own fp32 copy of the weights and steps inside backward(), so masks "
     "would not hold",
-    "ACCELERATE_USE_FSDP": "FSDP replaces the parameters by shards, for which masks are not verified yet",
+    "ACCELERATE_USE_FSDP": "FSDP is asked for in the arguments (fsdp=True, with candidate_processes), for one candidate at a "
+    "time",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM replaces Trainer's optimizer step, so masks would not hold",
 }
 MEETING_SECONDS = 600.0

@@ -1,18 +1,22 @@
 """Ordinary training under a mask, with repairs for the places where Trainer would break a comparison of candidates."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate import DistributedType
 from accelerate.optimizer import AcceleratedOptimizer
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
 
 from ..soup.checkpoint import MASKS
 from ..sparsity.masks import Masks, check_fingerprint
 from .evaluation import WeightedMean, count_targets
 from .gradual import GradualPruning
+from .groups import embeddings_in_one_piece, wait_for_group
 from .masking import MaskEnforcer
 from .run_directory import read_seal, seal_checkpoint
 from .weights import ignores_num_items_in_batch, no_progress_bars, shifts_labels, state_dict_names
@@ -43,6 +47,11 @@ class MaskedTrainerMixin(_Trainer):
         self._gradual: GradualPruning | None = None
         self._eval_loss = WeightedMean()
         self._total_loss = 0.0
+        if self.args.fsdp and self.accelerator.distributed_type != DistributedType.FSDP:
+            raise ValueError(
+                f"Expected a device that FSDP can shard over, got {self.args.device}: Accelerate would train by DDP and say "
+                "nothing. Leave `fsdp` out."
+            )
 
     @property
     def mean_loss(self) -> float:
@@ -60,6 +69,11 @@ class MaskedTrainerMixin(_Trainer):
 
     def prune_while_training(self, gradual: GradualPruning) -> None:
         """Let masks change during the next `train()`, from those that are set now."""
+        if self.args.fsdp:
+            raise ValueError(
+                "Expected no `fsdp` with a method that prunes while it trains: what to prune is decided on whole weights, and "
+                "every process holds a part of them. Leave `fsdp` out: the processes of a candidate then train by DDP."
+            )
         assert self.masks is not None
         self._gradual = gradual
         self.masks = gradual.begin(self.model, self.masks)
@@ -76,6 +90,10 @@ class MaskedTrainerMixin(_Trainer):
             self._save(str(folder))
 
     # ---- Trainer's hooks ---------------------------------------------------------------------------------------------
+
+    def _prepare_for_training(self, *args, **kwargs):
+        with embeddings_in_one_piece(self.model) if self.args.fsdp else nullcontext():
+            return super()._prepare_for_training(*args, **kwargs)
 
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
@@ -136,6 +154,9 @@ class MaskedTrainerMixin(_Trainer):
                 super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
+        wait_for_group()  # Every process writes its random state.
+        if not self.args.should_save:
+            return
         folder = Path(str(self.args.output_dir))
         seal_checkpoint(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", {"total_loss": self._total_loss})
         # Only now, when the new one is whole, the old ones may go.
@@ -143,8 +164,14 @@ class MaskedTrainerMixin(_Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.masks is not None:
-            self.masks.check(self.model)
+            # FSDP hands what was gathered to the one process that writes.
+            if state_dict:
+                self.masks.check_state(state_dict)
+            else:
+                self.masks.check(self.model)
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
         # A pickle that nobody needs, with the user's token in it.
         (Path(output_dir or str(self.args.output_dir)) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if self.masks is not None:
@@ -153,19 +180,57 @@ class MaskedTrainerMixin(_Trainer):
             self._gradual.save(Path(output_dir or str(self.args.output_dir)))
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **kwargs):
-        label = next((inputs[name] for name in self.label_names if inputs.get(name) is not None), None)
-        targets = 0 if label is None else count_targets(label, self._loss_shifts_labels)
+        own, counted = self._own_rows(inputs), inputs
+        if own is not None:
+            rows = find_batch_size(inputs)
+            counted = {k: v[: max(own, 1)] if _has_rows(v, rows) else v for k, v in inputs.items()}
+        label = next((counted[name] for name in self.label_names if counted.get(name) is not None), None)
+        targets = 0 if label is None or own == 0 else count_targets(label, self._loss_shifts_labels)
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
         if loss is not None:
-            self._eval_loss.add(float(loss), targets)
+            # All processes take this second pass, with or without rows of their own: wrappers wait for each other.
+            again = own is not None
+            own_loss = super().prediction_step(model, counted, True, ignore_keys)[0] if again else loss
+            assert own_loss is not None
+            self._eval_loss.add(float(own_loss), targets)
         return loss, logits, labels
+
+    def _own_rows(self, inputs) -> int | None:
+        """
+        How many rows of a group's last batch are examples of this process, not repeated ones; `None` outside a last batch.
+
+        Accelerate fills the last batches of several processes with rows from the start of the data.
+        """
+        state, rows = self.accelerator.gradient_state, find_batch_size(inputs)
+        if self.args.world_size == 1 or rows is None or not state.end_of_dataloader or state.remainder <= 0:
+            return None
+        return min(max(state.remainder - self.args.process_index * rows, 0), rows)
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
         self._eval_loss = WeightedMean()
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        shared, averaged = self.args.world_size > 1, self.args.average_tokens_across_devices
+        if shared:
+            # Seq2SeqTrainer would keep the rows that fill the last batches.
+            self.gather_function = self.accelerator.gather_for_metrics
+        try:
+            # The mean of a process' own batch, to be weighted here: not its share in the mean over all processes.
+            self.args.average_tokens_across_devices = averaged and not shared
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        finally:
+            self.args.average_tokens_across_devices = averaged
+        if shared:
+            sums = torch.tensor(self._eval_loss.sums, dtype=torch.float64, device=self.args.device)
+            torch.distributed.all_reduce(sums)
+            self._eval_loss = WeightedMean(*sums.tolist())
         key, metrics = f"{metric_key_prefix}_loss", output.metrics or {}
         if key in metrics and self._eval_loss.value is not None:
             metrics[key] = self._eval_loss.value
         return output
+
+
+def _has_rows(value, rows: int | None) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == rows

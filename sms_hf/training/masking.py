@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..sparsity.masks import Masks
+from ..sparsity.masks import Masks, local, named_weights, share
 
 
 class MaskEnforcer:
@@ -14,7 +14,8 @@ class MaskEnforcer:
     and out of the optimizer's statistics. Masking the weights afterwards makes the zeros exact whatever the optimizer does.
 
     Parameters are looked up by name at every call: Accelerate and wrappers may replace them after the optimizer is made.
-    Masks are kept in the dtype of the parameter, which multiplies several times faster than a bool mask.
+    Masks are kept in the dtype of the parameter, which multiplies several times faster than a bool mask. Of parameters that
+    are sharded (FSDP2) every process multiplies its own share; nothing is sent.
 
     Args:
         masks ([`Masks`]): The masks to hold.
@@ -29,7 +30,7 @@ class MaskEnforcer:
     def mask_gradients_(self, model: nn.Module) -> None:
         """Set the gradients of pruned weights to zero."""
         parameters, factors = self._resolve(model)
-        held = [(p.grad, f) for p, f in zip(parameters, factors, strict=True) if p.grad is not None]
+        held = [(local(p.grad), f) for p, f in zip(parameters, factors, strict=True) if p.grad is not None]
         if held:
             torch._foreach_mul_([gradient for gradient, _ in held], [factor for _, factor in held])
 
@@ -37,16 +38,16 @@ class MaskEnforcer:
     def mask_weights_(self, model: nn.Module) -> None:
         """Set pruned weights to zero."""
         parameters, factors = self._resolve(model)
-        torch._foreach_mul_(parameters, factors)
+        torch._foreach_mul_([local(p) for p in parameters], factors)
 
     def _resolve(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        named = dict(model.named_parameters(remove_duplicate=False))
+        named = named_weights(model)
         parameters: list[Tensor] = [named[name] for name in self.masks]
         if any(a is not b for a, b in zip(parameters, self._parameters or [None] * len(parameters), strict=True)):
             # New parameters: clear what they hold (0 * NaN would stay NaN) and bring the masks to their device and dtype.
             self.masks.apply_(model)
             self._factors = [
-                mask.to(device=p.device, dtype=p.dtype) for mask, p in zip(self.masks.values(), parameters, strict=True)
+                share(mask, p).to(p.dtype) for mask, p in zip(self.masks.values(), parameters, strict=True)
             ]
             self._parameters = parameters
         return parameters, self._factors

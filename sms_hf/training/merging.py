@@ -15,6 +15,7 @@ from ..sparsity.masks import Masks
 from .candidates import Phase
 from .run_directory import RunDirectory, write_record
 from .scoring import ScoringMixin
+from .stopping import leave_if_wished
 
 MIDPOINT_BATCHES = 8
 """Batches from which the batch norms of a midpoint are estimated: its loss on one batch only has to tell a rift."""
@@ -67,6 +68,7 @@ class MergingMixin(ScoringMixin):
         self, phase: Phase, names: list[str], run: RunDirectory, output: Path, batches: int | None = None
     ) -> Path:
         """`batches`: at most so many for the statistics of batch norms."""
+        leave_if_wished()
         folders = [run.candidate(phase.number, name) for name in names]
         run.remove(output)  # The new average would lie beside the old one until it is whole.
         average_checkpoints(folders, output, union_of_masks=phase.merge != "soup")

@@ -17,7 +17,7 @@ from ..report.phases import draw_phases
 from ..soup.checkpoint import MASKS
 from ..sparsity.masks import Masks, check_fingerprint
 from .retraining import RetrainingMixin
-from .run_directory import RunDirectory, model_files, write_json, write_record
+from .run_directory import RunDirectory, model_files, remove_unfinished, write_json, write_record
 from .weights import no_progress_bars
 
 CARD_METADATA = {
@@ -40,12 +40,15 @@ class PublishingMixin(RetrainingMixin):
         assert self.masks is not None
         if run.whole(run.final_record) is not None:
             return
+        remove_unfinished(run.root)
         self._save_weights(run.root)
         check_fingerprint(Masks.load(run.root / MASKS), self.masks.fingerprint(), str(run.root))
         write_json(run.report, report)
         self._describe(run.root, report)
-        weights = [path for path in model_files(run.root) if path.suffix == ".safetensors"]
-        write_record(run.final_record, {"mask_fingerprint": self.masks.fingerprint()}, [*weights, run.report])
+        # Not the card and what is made for it, nor what lies here besides: those may change.
+        saved = {path.name for path in model_files(run.soup(len(report["phases"])))}
+        files = [path for path in model_files(run.root) if path.name in saved or path.suffix == ".safetensors"]
+        write_record(run.final_record, {"mask_fingerprint": self.masks.fingerprint()}, [*files, run.report])
 
     def _save_weights(self, folder: Path) -> None:
         """The final weights, in the form asked for."""

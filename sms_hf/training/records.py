@@ -33,6 +33,7 @@ DECIDING = (
     "target_modules",
     "exclude_modules",
     "max_sparsity_per_layer",
+    "candidate_processes",
     "metric_for_best_model",
     "greater_is_better",
     "load_best_model_at_end",

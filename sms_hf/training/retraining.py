@@ -5,6 +5,7 @@ import math
 import time
 import traceback
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from .candidates import Candidate, Phase
 from .evaluation import all_finite
 from .failures import Diverged, ends_the_run, reason
 from .gradual import GradualPruning
+from .groups import agree, anyone, make_group, plain_model, training_group
 from .learning_rate import original_epochs, retrain_factor, shift_
 from .merging import MergingMixin
 from .progress import candidate_line
@@ -31,22 +33,21 @@ from .run_directory import (
     model_files,
     read_record,
     remove_checkpoints,
+    remove_unfinished,
     remove_weights,
     write_record,
 )
 from .spawning import candidate_args, spawn
-from .stopping import Stop
+from .stopping import leave_if_wished, stop_wished
 from .weights import load_weights_
 
 
 class RetrainingMixin(MergingMixin):
     """Prunes what a phase starts from, and retrains its candidates, each by a fresh trainer of the user's class."""
 
-    _is_candidate = False
     # What a candidate's learning rate depends on besides its arguments.
     _window = (0.0, 1.0)
     _norms: Norms | None = None
-    _stop = Stop()
     _estimate: TrainerCallback | None = None
 
     def _prune_parent(self, phase: Phase, run: RunDirectory, is_needed: bool) -> dict[str, Any]:
@@ -117,17 +118,27 @@ class RetrainingMixin(MergingMixin):
         check_fingerprint(masks, parent["mask_fingerprint"], f"{candidate.name} of phase {phase.number}")
         return masks, norms
 
-    def _retrain(self, phase: Phase, candidate: Candidate, run: RunDirectory) -> None:
+    def _retrain(self, phase: Phase, candidate: Candidate, run: RunDirectory, scope: str) -> None:
         """Retrain one candidate, write and score it; its record last, even if it failed."""
-        folder, start = run.candidate(phase.number, candidate.name), time.time()
+        start, group = time.time(), make_group(self.args.processes, self.args.candidate_processes)
+        leave_if_wished()
         self.args.processes.beat(f"at {candidate.name} of phase {phase.number}")
         record: dict[str, Any] = {"name": candidate.name, "overrides": candidate.overrides, "steps": 0, "epochs": 0.0}
         record |= {"train_loss": None, "failure": None}
         if phase.own_parents and candidate.name not in self._left(phase.number - 1, run):
             record["failure"] = "it failed in the phase before"
         else:
+            model = self._copy()
+            start_from = self._start_candidate_(model, phase, candidate, run)
             try:
-                self._make_candidate(phase, candidate, run, record)
+                name = f"{scope}/{candidate.name}"
+                timeout = timedelta(seconds=self.args.ddp_timeout)
+                with training_group(group, name, self.args.device.type == "cpu", timeout):
+                    trainer = self._train_candidate(model, start_from, phase, candidate, run, record)
+                    trained = plain_model(trainer.model, self._copy, keep=group.is_leader)
+                if trained is not None:
+                    trainer.model = trainer.model_wrapped = trained
+                    self._keep_candidate(trainer, phase, run.candidate(phase.number, candidate.name), record)
             except Exception as error:
                 if ends_the_run(error):
                     raise
@@ -135,27 +146,36 @@ class RetrainingMixin(MergingMixin):
                 if not isinstance(error, Diverged):
                     record["traceback"] = traceback.format_exc()
                     traceback.print_exc()
+                    if group.size > 1:  # The others of the group wait for this process, in vain.
+                        self._record_candidate(phase, record, run, start)
+                        raise
+        trainer = trained = model = None
         gc.collect()
         torch.cuda.empty_cache()
+        if group.is_leader:
+            self._record_candidate(phase, record, run, start)
+
+    def _record_candidate(self, phase: Phase, record: dict[str, Any], run: RunDirectory, start: float) -> None:
+        folder, path = run.candidate(phase.number, record["name"]), run.candidate_record(phase.number, record["name"])
         if record["failure"] is not None:
             remove_weights(folder)
-        record["seconds"] = time.time() - start
-        write_record(run.candidate_record(phase.number, candidate.name), record, model_files(folder))
+        write_record(path, record | {"seconds": time.time() - start}, model_files(folder))
         remove_checkpoints(folder)
-        print(candidate_line(phase.number, record, self.args.selection_metric[0]), flush=True)
+        print(candidate_line(phase.number, read_record(path), self.args.selection_metric[0]), flush=True)
         there = [path for c in phase.candidates if (path := run.candidate_record(phase.number, c.name)).is_file()]
         self._check_enough(phase, [read_record(path) for path in there])
 
-    def _make_candidate(self, phase: Phase, candidate: Candidate, run: RunDirectory, record: dict[str, Any]) -> None:
-        """Train, write and score a candidate; what is known of it goes into its record."""
-        folder, metric = run.candidate(phase.number, candidate.name), self.args.selection_metric[0]
-        trainer = self._train_candidate(phase, candidate, run, record)
+    def _keep_candidate(self, trainer: Any, phase: Phase, folder: Path, record: dict[str, Any]) -> None:
+        """Write and score a candidate that has been trained; what is known of it goes into its record."""
+        metric = self.args.selection_metric[0]
+        if not all_finite(trainer.model):
+            raise Diverged("its weights are not finite")
+        trainer.end_pruning(phase.keeps_dense)
         if not phase.keeps_dense:
             self._recalibrate_(trainer.model)
             record["mask_fingerprint"] = trainer.masks.fingerprint()
+        remove_unfinished(folder)
         trainer._save_named(folder)
-        del trainer
-        gc.collect()
         record["metrics"] = self._evaluate_folder(folder, phase)
         record["score"] = record["metrics"][metric]
         if not math.isfinite(record["score"]):
@@ -173,12 +193,19 @@ class RetrainingMixin(MergingMixin):
                 "learning_rate or max_grad_norm where they diverged) and start in another output_dir."
             )
 
-    def _train_candidate(self, phase: Phase, candidate: Candidate, run: RunDirectory, record: dict[str, Any]) -> Any:
+    def _train_candidate(
+        self,
+        model: torch.nn.Module,
+        start_from: tuple[Masks, Norms],
+        phase: Phase,
+        candidate: Candidate,
+        run: RunDirectory,
+        record: dict[str, Any],
+    ) -> Any:
         """A fresh trainer of the user's class, after its training."""
-        folder, model = run.candidate(phase.number, candidate.name), self._copy()
-        masks, norms = self._start_candidate_(model, phase, candidate, run)
+        folder, (masks, norms) = run.candidate(phase.number, candidate.name), start_from
         trainer = spawn(self, model, candidate_args(self.args, phase, candidate, folder), keep_callbacks=True)
-        trainer.masks, trainer._is_candidate, trainer._stop = masks, True, self._stop
+        trainer.masks, trainer._is_candidate = masks, True
         if self._estimate is not None:
             trainer.add_callback(self._estimate)
         trainer._window, trainer._norms = phase.window, norms
@@ -190,34 +217,35 @@ class RetrainingMixin(MergingMixin):
             )
         if trainer.args.max_steps > 0 or trainer.args.num_train_epochs > 0:
             # Without the optimizer's state a checkpoint would lead to another model.
-            checkpoint = None if trainer.args.save_only_model else last_checkpoint(folder)
-            with self._stop.waits():
-                output = trainer.train(resume_from_checkpoint=checkpoint)
+            checkpoint = agree(lambda: None if trainer.args.save_only_model else last_checkpoint(folder))
+            output = trainer.train(resume_from_checkpoint=checkpoint)
             record |= {"steps": output.global_step, "epochs": trainer.state.epoch, "train_loss": trainer.mean_loss}
-        if not all_finite(trainer.model):
-            raise Diverged("its weights are not finite")
-        trainer.end_pruning(phase.keeps_dense)
         return trainer
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         # Scaled losses of fp16 overflow now and then; weights do not recover.
-        if self._is_candidate and not torch.isfinite(loss) and not all_finite(self.model):
-            raise Diverged(f"its weights are not finite after step {self.state.global_step}")
+        if self._is_candidate and anyone(not torch.isfinite(loss)):
+            self._check_finite()
         return loss
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self._is_candidate and not all_finite(self.model):
+    def _check_finite(self) -> None:
+        if anyone(not all_finite(self.model)):
             raise Diverged(f"its weights are not finite after step {self.state.global_step}")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # Of sharded weights only the leader is here, with all that was gathered.
+        if self._is_candidate and state_dict is None:
+            self._check_finite()
         super()._save(output_dir, state_dict)
 
     def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
         # Where Trainer itself saves: what it had to do after this step is done, and is part of its state.
-        if self._is_candidate and self._stop.number is not None:
+        if self._is_candidate and anyone(stop_wished()):
             self._save_checkpoint(self.model, trial=None)
             print(f"{Path(str(self.args.output_dir)).name}: saved at step {self.state.global_step}", flush=True)
-            self._stop.leave()
+            leave_if_wished(True)
 
     # ---- Learning rate -----------------------------------------------------------------------------------------------
 
@@ -247,7 +275,8 @@ class RetrainingMixin(MergingMixin):
                 f"retrain_schedule={self.args.retrain_schedule!r} needs a train_dataset whose length is known. Choose 'llr', or "
                 "leave retrain_schedule out."
             )
-        return max(rows / (self.args.train_batch_size * self.args.gradient_accumulation_steps), 1.0)
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return max(rows / batch, 1.0)
 
     def _allr_scale(self, epochs: float) -> float:
         if self.args.retrain_schedule != "allr" or self._norms is None:

@@ -204,8 +204,14 @@ def check_files(folder: Path, files: dict[str, str]) -> None:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of a model folder; not those that Trainer and loggers keep in folders of their own."""
-    return [path for path in folder.glob("*") if path.is_file() and path.name != CHECKPOINT_RECORD]
+    """The files of a model folder; not those of Trainer and loggers in folders of their own, nor what was left unfinished."""
+    return [path for path in folder.glob("[!.]*") if path.is_file() and path.suffix != ".partial"]
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what was being written when a process ended: ours, and what safetensors writes aside."""
+    for path in [*folder.glob("*.partial"), *folder.glob(".tmp*")]:
+        path.unlink()
 
 
 def seal_checkpoint(folder: Path, value: dict[str, Any]) -> None:

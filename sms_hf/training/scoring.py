@@ -19,8 +19,9 @@ from .batch_norm import has_batch_norm, recalibrate_batch_norm_
 from .candidates import Phase
 from .ensemble import make_ensemble
 from .masked_trainer import MaskedTrainerMixin
-from .run_directory import RunDirectory
+from .run_directory import RunDirectory, remove_unfinished
 from .spawning import silent_args, spawn
+from .stopping import leave_if_wished
 from .weights import load_weights_
 
 TIMINGS = ("_runtime", "_per_second", "_preparation_time")
@@ -31,6 +32,7 @@ class ScoringMixin(MaskedTrainerMixin):
 
     args: SparseSoupArguments
     model: torch.nn.Module
+    _is_candidate = False
 
     # ---- Signs of life -----------------------------------------------------------------------------------------------
 
@@ -40,6 +42,8 @@ class ScoringMixin(MaskedTrainerMixin):
 
     def prediction_step(self, *args, **kwargs):
         self.args.processes.beat()
+        if not self._is_candidate:  # Which saves first, after the step.
+            leave_if_wished()
         return super().prediction_step(*args, **kwargs)
 
     # ---- What a user asks after a run --------------------------------------------------------------------------------
@@ -202,6 +206,7 @@ class ScoringMixin(MaskedTrainerMixin):
     def _save_model(self, model: torch.nn.Module, masks: Masks | None, folder: Path) -> None:
         trainer = self._judge(model)
         trainer.masks = masks
+        remove_unfinished(folder)
         trainer._save_named(folder)
 
     # ---- Batch norm --------------------------------------------------------------------------------------------------

@@ -1,4 +1,9 @@
-"""SIGTERM (preemption) and Ctrl-C: save what is in training, then leave."""
+"""
+SIGTERM (preemption) and Ctrl-C: save what is in training, then leave.
+
+A signal is only noted. The run asks at places of its own whether there is one, and ends there: an exception that a handler
+raised wherever the program happens to be may be lost in C++ code, or be taken for the fault of a candidate.
+"""
 
 import signal
 import threading
@@ -10,6 +15,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO_SECONDS = 5.0
 """Ctrl-C reaches a process twice, from the terminal and from its launcher: so soon after the first it is the same wish."""
 
+_wish: int | None = None
+_since = 0.0
+
 
 class Stopped(SystemExit):
     """A run that was stopped by a signal: exits with 128 + its number, as shells do."""
@@ -19,58 +27,38 @@ class Stopped(SystemExit):
         self.signal = signal.Signals(number).name
 
 
-class Stop:
-    """
-    A wish to stop, and whether it has to wait.
+def stop_wished() -> bool:
+    """Whether a signal came."""
+    return _wish is not None
 
-    Files appear whole or not at all and records come last, so a run may end anywhere; only inside the training of a
-    candidate it is worth to wait for the end of the step and to write a checkpoint. A second signal does not wait.
 
-    Attributes:
-        number (`int` or `None`): The signal that came.
-    """
-
-    def __init__(self):
-        self.number: int | None = None
-        self._since = 0.0
-        self._waits = False
-
-    def handle(self, number: int, _frame=None) -> None:
-        if self.number is None:
-            self.number, self._since = number, time.monotonic()
-            if self._waits:
-                print(f"{signal.Signals(number).name}: saving a checkpoint after this step", flush=True)
-        elif self._waits and time.monotonic() - self._since > ECHO_SECONDS:
-            raise Stopped(number)
-        if not self._waits:
-            raise Stopped(number)
-
-    @contextmanager
-    def waits(self) -> Iterator[None]:
-        """Here a signal is only noted; whoever trains asks for it, and leaves by `leave`."""
-        self._waits = True
-        try:
-            yield
-        finally:
-            self._waits = False
-        self.leave()
-
-    def leave(self) -> None:
-        """Raise `Stopped` if a signal came."""
-        if self.number is not None:
-            raise Stopped(self.number)
+def leave_if_wished(wished: bool = False) -> None:
+    """Raise [`Stopped`] if a signal came, here or (`wished`) to another process."""
+    if wished or stop_wished():
+        raise Stopped(_wish or signal.SIGTERM)
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """While this lasts, signals end the process by way of a [`Stop`]. Only the main thread of a program can ask for them."""
-    stop = Stop()
+def stop_on_signals() -> Iterator[None]:
+    """While this lasts, signals are noted; a second one does not wait. Only a program's main thread can ask for them."""
+    global _wish
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
-    before = {number: signal.signal(number, stop.handle) for number in SIGNALS}
+    _wish = None
+    before = {number: signal.signal(number, _note) for number in SIGNALS}
     try:
-        yield stop
+        yield
     finally:
+        _wish = None
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _note(number: int, _frame=None) -> None:
+    global _wish, _since
+    if _wish is None:
+        _wish, _since = number, time.monotonic()
+        print(f"{signal.Signals(number).name}: ending after this step", flush=True)
+    elif time.monotonic() - _since > ECHO_SECONDS:
+        raise Stopped(number)

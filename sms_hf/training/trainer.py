@@ -81,7 +81,7 @@ class SparseSoupMixin(PublishingMixin):
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         start, processes, scope = time.time(), self.args.processes, self._scope("train")
         try:
-            with stop_on_signals() as self._stop:
+            with stop_on_signals():
                 self._check_inputs(resume_from_checkpoint, trial)
                 self.report = self._run_phases(self._run, resume_from_checkpoint is True, scope)
                 if self.args.push_to_hub:
@@ -124,7 +124,12 @@ class SparseSoupMixin(PublishingMixin):
         pending = processes.on_main(f"{scope}/pending", lambda: self._pending(phase, run))
         parent = processes.on_main(f"{scope}/parent", lambda: self._prune_parent(phase, run, bool(pending)))
         self._say(parent_line(phase, num_phases, parent))
-        processes.fan_out(f"{scope}/candidates", pending, lambda i: self._retrain(phase, phase.candidates[i], run))
+        processes.fan_out(
+            f"{scope}/candidates",
+            pending,
+            lambda i: self._retrain(phase, phase.candidates[i], run, scope),
+            self.args.candidate_processes,
+        )
         return processes.on_main(f"{scope}/merged", lambda: self._finish_phase(phase, parent, run, start))
 
     def _score_dense(self, run: RunDirectory) -> dict[str, float]:
@@ -160,9 +165,10 @@ class SparseSoupMixin(PublishingMixin):
         soup, diagnostics = (None, {}) if phase.merge == "none" else self._merge(phase, records, run)
         record = phase_record(phase, parent, records, soup, diagnostics, greater)
         left = [run.candidate(phase.number, r["name"]) for r in records if r["failure"] is None]
-        files = [
-            path for folder in (left if soup is None else [run.soup(phase.number)]) for path in model_files(folder)
-        ]
+        folders = left if soup is None else [run.soup(phase.number)]
+        files = [path for folder in folders for path in model_files(folder)]
+        if soup is None:
+            files += run.candidate_records(phase.number)  # Read by the phases that go on from the candidates.
         record = write_record(run.phase_record(phase.number), record | {"seconds": time.time() - start}, files)
         if soup is not None:
             self._remove_candidates(phase.number, run)

@@ -14,6 +14,7 @@ OPTIONS = [
     "num_candidates",
     "vary",
     "min_candidates",
+    "candidate_processes",
     "soup_method",
     "pruning_scope",
     "pruning_criterion",

@@ -45,7 +45,8 @@ class Fault(TrainerCallback):
 args = SparseSoupTrainingArguments(
     output_dir=output, target_sparsity=0.75, num_phases=2, num_candidates=3, max_steps=8, learning_rate=3e-3,
     per_device_train_batch_size=4, save_strategy="steps", save_steps=2, report_to="none", disable_tqdm=True,
-    dataloader_pin_memory=False, use_cpu=True, ddp_timeout=int(os.environ.get("TIMEOUT", 1800)),
+    candidate_processes=int(os.environ.get("GROUP", 1)), dataloader_pin_memory=False, use_cpu=True,
+    ddp_timeout=int(os.environ.get("TIMEOUT", 1800)),
 )
 print("PROCESS", args.processes.rank, args.processes.world_size, args.processes.session, flush=True)
 Path(output + f".world-{{args.processes.world_size}}").touch()
@@ -146,6 +147,20 @@ def test_preemption_saves_the_step_and_says_how_to_go_on(tmp_path, undisturbed, 
     if processes == 1:
         assert begins(again, 1, 1) == [], "what is finished is not begun again"
     assert job.models() == undisturbed
+
+
+def test_groups_give_what_one_group_gives_and_survive(tmp_path):
+    """Candidates of two processes each: one group that is killed once, and two groups side by side."""
+    made = []
+    for processes, fault in ((2, "kill"), (4, "none")):
+        (folder := tmp_path / str(processes)).mkdir()
+        job = Job(folder)
+        launcher = [*TORCHRUN, "--standalone", "--nproc_per_node", str(processes), "--max_restarts", "1"]
+        status, out, err = end(job.start(fault, launcher=launcher, GROUP="2"))
+        assert status == 0, err
+        made.append(job.models())
+        assert begins(out, 1, 2)[-2:] == ([4, 4] if fault == "kill" else [0, 0]), "both processes of the group"
+    assert made[0] == made[1]
 
 
 def test_a_restart_without_the_launcher_is_refused_without_resume(tmp_path):

@@ -1,0 +1,269 @@
+"""
+Candidates that several processes train together.
+
+The processes of a launch are split into groups of `candidate_processes` neighbours. Each group takes the next candidate,
+and while it is trained, and only then, its processes see a launch of their own: a process group, and the variables by which
+Trainer and Accelerate find it. Around that every process is alone, as `fanout` makes it: parents are read, candidates
+written and scored by the leader of a group as if it had trained them itself.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import nn
+
+from ..sparsity.masks import is_sharded, plain_name
+from .fanout import POLL_SECONDS, Processes
+
+GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# What Accelerate leaves in the environment besides: an address, its switch for FSDP and the options of that.
+TOUCHED = (*GROUP_VARIABLES, "MASTER_ADDR", "MASTER_PORT")
+TOUCHED_PREFIXES = ("ACCELERATE_", "FSDP_")
+DEFERRED = "deferred"
+
+
+@dataclass(frozen=True)
+class Group:
+    """
+    The processes that train one candidate.
+
+    Attributes:
+        number (`int`): This group, from 0.
+        rank (`int`): This process within its group. Process 0 leads: it takes candidates, and writes and scores them.
+        size (`int`): Processes in the group.
+        processes ([`Processes`]): All processes of the launch.
+    """
+
+    number: int
+    rank: int
+    size: int
+    processes: Processes
+
+    @property
+    def is_leader(self) -> bool:
+        return self.rank == 0
+
+
+def make_group(processes: Processes, size: int) -> Group:
+    """
+    The group of this process.
+
+    Raises:
+        ValueError: If the processes cannot be split into groups of `size`.
+    """
+    if size < 1 or processes.world_size % size:
+        raise ValueError(
+            f"candidate_processes must divide the number of processes, got {size} of {processes.world_size}. Start with "
+            f"`torchrun --nproc_per_node N` or `accelerate launch --num_processes N`, N a multiple of candidate_processes."
+        )
+    return Group(processes.rank // size, processes.rank % size, size, processes)
+
+
+_active: Group | None = None
+
+
+def active_group() -> Group | None:
+    """The group in whose [`training_group`] this process is."""
+    return _active
+
+
+@contextmanager
+def training_group(group: Group, name: str, cpu: bool, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
+    """
+    Show the processes of a group to Trainer and Accelerate while the context lasts.
+
+    `TrainingArguments` that are made inside see `group.size` processes, and their Trainer trains by DDP or FSDP. Whatever
+    was made inside can no longer train or evaluate outside. If one process leaves by an error, the others get an error from
+    what they were waiting for.
+
+    Args:
+        group ([`Group`]): The processes. Of a group of one, nothing is changed.
+        name (`str`): Equal in the group, and new for every candidate and attempt of the launch.
+        cpu (`bool`): Whether the candidate is trained on CPUs.
+        timeout (`timedelta`): How long a process waits for another in one collective operation (`args.ddp_timeout`).
+
+    Raises:
+        RuntimeError: If there is a process group already, the name was used before, or another process failed.
+    """
+    global _active
+    if group.size == 1:
+        yield
+        return
+    store = group.processes.store
+    if dist.is_initialized() or store is None:
+        raise RuntimeError(
+            "Expected a launch without a process group, got one that exists already or a single process. Groups are made by "
+            "sms_hf alone: start with `torchrun` or `accelerate launch`."
+        )
+    store = dist.PrefixStore(f"group-{group.number}/{name}", store)
+    if store.add(f"entered-{group.rank}", 1) != 1:
+        raise RuntimeError(f"Expected a new name for every training of a group, got {name!r} again.")
+    _ended.clear()
+    environment, states = _touched(), [dict(state._shared_state) for state in _STATES]
+    # Every process sees one GPU only (`fanout` pins it), which is its GPU 0. Not tested: there was no machine with several.
+    local_rank = group.rank if cpu else 0
+    values = (group.rank, group.size, local_rank, group.size)
+    try:
+        backend = "gloo" if cpu else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("pg", store), rank=group.rank, world_size=group.size, timeout=timeout
+        )
+        os.environ.update({name: str(value) for name, value in zip(GROUP_VARIABLES, values, strict=True)})
+        _active = group
+        yield
+        _leave_together(store, group)
+        _ended.append(dist.group.WORLD)
+    except BaseException as error:
+        store.set("failed", f"Process {group.rank} of the group failed: {type(error).__name__}: {error}")
+        raise
+    finally:
+        _active = None
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        for variable in set(_touched()) - set(environment):
+            del os.environ[variable]
+        os.environ.update(environment)
+        for state, values in zip(_STATES, states, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(values)
+
+
+# The last process group of this process, kept alive until the next one. DDP's reducer would else free it while it holds
+# Python's lock, and wait for threads of gloo that may want the lock to free the tensors of the last operation: a deadlock,
+# seen with torch 2.13 within a hundred groups.
+_ended: list[Any] = []
+_STATES: tuple[Any, ...] = (PartialState, AcceleratorState, GradientState)
+
+
+def _touched() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k in TOUCHED or k.startswith(TOUCHED_PREFIXES)}
+
+
+def _leave_together(store: dist.Store, group: Group) -> None:
+    """Wait for the others by the store: a process that left first would cut connections that they still read from."""
+    store.set(f"left-{group.rank}", "")
+    while not store.check([f"left-{rank}" for rank in range(group.size)]):
+        if store.check(["failed"]):
+            raise RuntimeError(store.get("failed").decode())
+        time.sleep(POLL_SECONDS / 10)
+
+
+def agree(decide: Callable[[], Any]) -> Any:
+    """What the leader of the active group decides, on every process of it; outside of groups each decides for itself."""
+    if _active is None:
+        return decide()
+    values = [decide() if _active.is_leader else None]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def anyone(wish: bool) -> bool:
+    """Whether any process of the active group has a wish."""
+    if _active is None:
+        return wish
+    wishes = torch.tensor(int(wish))
+    dist.all_reduce(wishes, dist.ReduceOp.MAX)
+    return bool(wishes)
+
+
+def wait_for_group() -> None:
+    """Wait until all processes of the active group are here."""
+    anyone(False)
+
+
+@torch.no_grad()
+def plain_model(model: nn.Module, copy: Callable[[], nn.Module], keep: bool) -> nn.Module | None:
+    """
+    The model that a trainer in a group has trained, as it was before it was sharded.
+
+    All processes of the group must call this, before they leave [`training_group`].
+
+    Args:
+        model (`nn.Module`): `trainer.model`. By DDP it is plain.
+        copy (`Callable`): Makes a plain model, whose weights are overwritten.
+        keep (`bool`): Whether this process needs the model; the others get `None`.
+    """
+    if not any(is_sharded(parameter) for parameter in model.parameters()):
+        return model if keep else None
+    plain = copy() if keep else None
+    target = plain.state_dict(keep_vars=True) if plain is not None else {}
+    gathered = set()
+    for name, value in model.state_dict(keep_vars=True).items():
+        # Tied weights stand under several names, and gathering is what costs.
+        if id(value) in gathered:
+            continue
+        gathered.add(id(value))
+        whole: Any = value
+        if is_sharded(value):
+            whole = whole.full_tensor()
+        if plain is not None:
+            target[plain_name(name)].copy_(whole)
+    return plain
+
+
+@contextmanager
+def embeddings_in_one_piece(model: nn.Module) -> Iterator[None]:
+    """
+    Let Accelerate shard a model whose embeddings serve more than two modules (T5, Marian, BART: encoder, decoder, head).
+
+    It puts the input and the output embedding into a group of their own; torch refuses weights that another module outside
+    of the group shares ("is shared with a parameter already managed by another FSDP group"). Without a look at them they
+    fall to the root, all together.
+    """
+    names = ("get_input_embeddings", "get_output_embeddings")
+    embeddings = [getattr(model, name)() if hasattr(model, name) else None for name in names]
+    weights = {id(weight) for module in embeddings if (weight := getattr(module, "weight", None)) is not None}
+    owners = {id(m) for m in model.modules() for p in m.parameters(recurse=False) if id(p) in weights}
+    hidden = names if owners - {id(module) for module in embeddings} else ()
+    vars(model).update(dict.fromkeys(hidden, lambda: None))  # On the instance, where it hides the method of the class.
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del vars(model)[name]
+
+
+def defer_sharding_(args: Any) -> None:
+    """
+    Hold Trainer's option `fsdp` back until a group trains a candidate; call it before `TrainingArguments.__post_init__`.
+
+    Trainer refuses `fsdp` in a single process, as every process is between candidates. So the wish moves into
+    `fsdp_config`, and comes back in arguments that are made (`dataclasses.replace`) within [`training_group`].
+
+    Raises:
+        ValueError: For what FSDP2 on GPUs is not.
+    """
+    config = args.fsdp_config
+    if isinstance(config, str):
+        config = json.loads(config if config.startswith("{") else Path(config).read_text(encoding="utf-8"))
+    config = dict(config or {})
+    if not (args.fsdp or config.get(DEFERRED)):
+        return
+    version = int(config.get("version", config.get("fsdp_version", 2)))
+    if version != 2 or config.get("xla"):
+        raise ValueError(
+            f"Expected FSDP of version 2, got fsdp_config={args.fsdp_config}. Version 1 and XLA flatten the parameters, which "
+            'masks do not survive: set "version": 2.'
+        )
+    if _active is None:
+        # A legacy string of options ("full_shard auto_wrap") is kept as it is.
+        config[DEFERRED] = args.fsdp or config[DEFERRED]
+        args.fsdp, args.fsdp_config = None, config
+    else:
+        args.fsdp = config.pop(DEFERRED, args.fsdp)
+        args.fsdp_config = config
+
+
+def wants_sharding(args: Any) -> bool:
+    """Whether candidates are trained by FSDP2: `fsdp`, be it deferred or not."""
+    return bool(args.fsdp or (args.fsdp_config or {}).get(DEFERRED))
