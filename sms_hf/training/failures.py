@@ -26,7 +26,9 @@ def ends_the_run(error: Exception) -> bool:
 
     Disks and folders, other processes, and masks that do not hold. All else costs one candidate.
     """
-    return isinstance(error, (ProcessError, dist.DistError, MaskError, CheckpointError)) or is_disk_error(error)
+    if isinstance(error, (ProcessError, dist.DistError, MaskError, CheckpointError)) or is_disk_error(error):
+        return True
+    return "gloo/transport" in str(error)  # Another process of the group is gone; NCCL says so by a DistError.
 
 
 def is_disk_error(error: BaseException) -> bool:

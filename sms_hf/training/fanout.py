@@ -190,18 +190,17 @@ class Processes:
         """
         if self.world_size == 1:
             return
-        probe = folder / f".probe-{os.getpid()}"
+        probe, mark = folder / ".probe", f"{socket.gethostname()} {os.getpid()} {time.time()}"
         if self.is_main:
             folder.mkdir(parents=True, exist_ok=True)
-            probe.write_text(key, encoding="utf-8")
-        name, host = self.on_main(key, lambda: [probe.name, socket.gethostname()])
-        start = time.monotonic()
-        while not (folder / name).is_file():
+            probe.write_text(mark, encoding="utf-8")
+        mark, start = self.on_main(key, lambda: mark), time.monotonic()
+        while not probe.is_file() or probe.read_text(encoding="utf-8") != mark:
             if time.monotonic() - start > patience:
                 raise ValueError(
                     f"Expected one output_dir for all processes, but process {self.rank} on {socket.gethostname()} does not "
-                    f"see in {folder.absolute()} what process 0 on {host} wrote there. Put output_dir on a file system that "
-                    "all machines share."
+                    f"see in {folder.absolute()} what process 0 on {mark.split()[0]} wrote there. Put output_dir on a file "
+                    "system that all machines share."
                 )
             if folder.is_dir():
                 os.listdir(folder)  # Makes some network file systems look again.

@@ -132,7 +132,7 @@ class RunDirectory:
         try:
             value = read_record(record)
             if files:
-                check_files(record.parent, value.get(FILES, {}))
+                check_files(record)
         except DamagedError as error:
             print(f"damaged, to be made again: {error}", flush=True)
             record.unlink()
@@ -169,10 +169,10 @@ def read_json(path: Path) -> Any:
 
 
 def write_record(path: Path, value: dict[str, Any], files: Iterable[Path] = ()) -> dict[str, Any]:
-    """Write a record with its own checksum and those of files; returns it as it will be read."""
+    """Write a record with checksums of itself and of files; returns it as it will be read, without them."""
     listed = {os.path.relpath(file, path.parent): _digest(file) for file in sorted(files)}
-    value = json.loads(json.dumps({**value, FILES: listed} if listed else value))
-    write_json(path, {**value, CHECKSUM: _checksum(value)})
+    value = json.loads(json.dumps(value))
+    write_json(path, {**value, FILES: listed, CHECKSUM: _checksum({**value, FILES: listed})})
     return value
 
 
@@ -183,24 +183,31 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         DamagedError: If it is something else.
     """
-    try:
-        value = read_json(path)
-        checksum = value.pop(CHECKSUM)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DamagedError(f"{path} is no whole record ({type(error).__name__})") from error
-    if checksum != _checksum(value):
-        raise DamagedError(f"{path} does not match its checksum")
-    return value
+    return _read_sealed(path)[0]
 
 
-def check_files(folder: Path, files: dict[str, str]) -> None:
-    """Raise [`DamagedError`] for the first of these files that is missing or not what its checksum says."""
-    for name, digest in files.items():
-        path = Path(os.path.normpath(folder / name))
+def check_files(record: Path) -> None:
+    """Raise [`DamagedError`] for the first file of a record that is missing or not what its checksum says."""
+    for name, digest in _read_sealed(record)[1].items():
+        path = Path(os.path.normpath(record.parent / name))
         if not path.is_file():
             raise DamagedError(f"{path} is missing")
         if _digest(path) != digest:
             raise DamagedError(f"{path} does not match its checksum")
+
+
+def _read_sealed(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A record and its files."""
+    try:
+        value = read_json(path)
+        checksum, is_right = value.pop(CHECKSUM), isinstance(value, dict)
+        if not is_right or checksum != _checksum(value):
+            raise DamagedError(f"{path} does not match its checksum")
+        return value, value.pop(FILES)
+    except DamagedError:
+        raise
+    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+        raise DamagedError(f"{path} is no whole record ({type(error).__name__})") from error
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -235,7 +242,7 @@ def last_checkpoint(folder: Path) -> str | None:
         try:
             if not record.is_file():
                 raise DamagedError(f"{path} was not written to its end")
-            check_files(path, read_record(record).get(FILES, {}))
+            check_files(record)
             best = read_json(path / "trainer_state.json").get("best_model_checkpoint")
             # Trainer would look for it there, and without it end with the last weights.
             if best is not None and Path(best) not in {*whole.values(), path}:

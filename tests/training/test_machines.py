@@ -25,7 +25,9 @@ once = Path(output + ".once")
 
 class Fault(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
-        print("BEGINS", Path(args.output_dir).parent.name, Path(args.output_dir).name, state.global_step, flush=True)
+        where = Path(args.output_dir)
+        sys.stdout.write(f"BEGINS {{where.parent.name}} {{where.name}} {{state.global_step}}\\n")  # In one piece.
+        sys.stdout.flush()
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.output_dir.endswith("phase-1/candidate-2") and state.global_step == 5 and not once.exists():
