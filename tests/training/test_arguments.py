@@ -119,3 +119,13 @@ def test_arguments_that_make_no_sense_are_refused_at_once(make_args, changes, wo
 )
 def test_selection_metric_is_trainers_own(make_args, changes, metric):
     assert make_args(**changes).selection_metric == metric
+
+
+def test_sharding_is_refused_where_it_would_silently_be_ddp(make_args):
+    with pytest.raises(ValueError, match="fsdp needs GPUs, got CPUs"):
+        make_args(fsdp=True)
+
+
+def test_processes_of_a_candidate_must_divide_all(make_args):
+    with pytest.raises(ValueError, match="candidate_processes must divide the number of processes, got 2 of 1"):
+        make_args(candidate_processes=2)
