@@ -215,6 +215,10 @@ class SparseSoupArguments(_TrainingArguments):
     def _check_sharding(self) -> None:
         if not wants_sharding(self):
             return
+        if self.device.type == "cpu":
+            raise ValueError(
+                "fsdp needs GPUs, got CPUs, on which Accelerate would train by DDP and say nothing. Leave it out."
+            )
         if self.candidate_processes < 2:
             raise ValueError(
                 "fsdp needs candidate_processes of at least 2: the processes that hold a candidate together, got 1."
