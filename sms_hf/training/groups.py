@@ -99,13 +99,12 @@ def training_group(group: Group, name: str, cpu: bool, timeout: timedelta = time
     if group.size == 1:
         yield
         return
-    store = group.processes.store
-    if dist.is_initialized() or store is None:
+    if dist.is_initialized():
         raise RuntimeError(
-            "Expected a launch without a process group, got one that exists already or a single process. Groups are made by "
-            "sms_hf alone: start with `torchrun` or `accelerate launch`."
+            "Expected a launch without a process group, got one that exists already. Groups are made by sms_hf alone: create "
+            "no Accelerator and call no init_process_group."
         )
-    store = dist.PrefixStore(f"group-{group.number}/{name}", store)
+    store = dist.PrefixStore(f"group-{group.number}/{name}", group.processes.store)
     if store.add(f"entered-{group.rank}", 1) != 1:
         raise RuntimeError(f"Expected a new name for every training of a group, got {name!r} again.")
     _ended.clear()

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from group_work import BEST, VARIED, tiny_t5, train
 from safetensors.torch import load_file
 
@@ -227,9 +228,14 @@ def test_embeddings_that_many_modules_share_are_hidden_while_sharding():
     assert not {"get_input_embeddings", "get_output_embeddings"} & set(vars(model))
 
 
-def test_a_group_needs_a_launch():
-    with (
-        pytest.raises(RuntimeError, match="Expected a launch without a process group"),
-        training_group(Group(0, 0, 2, Processes()), "no store", cpu=True),
-    ):
-        pass
+def test_a_process_group_of_somebody_else_is_refused():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with (
+            pytest.raises(RuntimeError, match="Expected a launch without a process group"),
+            training_group(Group(0, 0, 2, Processes(0, 2)), "candidate-1", cpu=True),
+        ):
+            pass
+        assert dist.is_initialized(), "it is not ours to end"
+    finally:
+        dist.destroy_process_group()

@@ -109,10 +109,8 @@ def test_the_log_of_the_dense_training_is_read(tmp_path, make_args):
 
 def test_a_retraining_longer_than_the_dense_training_cannot_be_rewound(make_trainer):
     changes = {"retrain_schedule": "lrw", "original_schedule": "linear", "original_num_epochs": 1}
-    with pytest.raises(ValueError, match=r".") as error:
+    with pytest.raises(RuntimeError, match="replays the dense training's last 100 steps, but that had 5"):
         rates(make_trainer, changes)
-    assert "100" in str(error.value)
-    assert "5" in str(error.value)
 
 
 def test_optimizers_follow(make_trainer):
