@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ..sparsity.masks import Masks
 
@@ -16,9 +18,18 @@ _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)  # Of a repository.
 _LOCAL = ("original_schedule",)  # May be a path of the machine that made the model.
 
 
+def is_repo_name(name: str) -> bool:
+    """Whether this can be a repository of the Hub. A path (`../model`) cannot, even where the folder is gone."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return _NAME.fullmatch(name) is not None
+
+
 def cached_revision(name: str | None) -> str | None:
     """Commit of a repository that the local cache holds, as of the last download; None for folders and unknown names."""
-    if name is None or not _NAME.fullmatch(name):
+    if name is None or not is_repo_name(name):
         return None
     path = try_to_load_from_cache(name, "config.json")
     return Path(path).parent.name if isinstance(path, str) else None
@@ -47,7 +58,7 @@ def make_lineage(
         `dict`: JSON values.
     """
     settings = report["settings"]
-    is_local = parent is None or not _NAME.fullmatch(parent) or os.path.isdir(parent)
+    is_local = parent is None or not is_repo_name(parent) or os.path.isdir(parent)
     return {
         "format": FORMAT,
         "parent": {"name": None if is_local else parent, "revision": None if is_local else revision},

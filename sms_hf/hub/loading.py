@@ -14,7 +14,13 @@ _OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revi
 _FILES = {"compact": (COMPACT, COMPACT_INDEX), "dense": (WEIGHTS, INDEX)}
 
 
-def load(name_or_path: str | Path, prefer: str = "compact", model_class: Any = None, **kwargs: Any) -> PreTrainedModel:
+def load(
+    name_or_path: str | Path,
+    prefer: str = "compact",
+    model_class: Any = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> PreTrainedModel:
     """
     Load a pruned model; only the files of one form are downloaded.
 
@@ -25,6 +31,7 @@ def load(name_or_path: str | Path, prefer: str = "compact", model_class: Any = N
         name_or_path (`str`): A folder, or the name of a repository of the Hub.
         prefer (`str`, *optional*, defaults to `"compact"`): `"compact"` or `"dense"`.
         model_class (`type`, *optional*): For example `T5EncoderModel`. Default: the class that `config.json` names.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code of the repository may run.
         kwargs: Those of `from_pretrained`: `dtype`, `device_map`, `revision`, `token`, ...
 
     Returns:
@@ -38,7 +45,8 @@ def load(name_or_path: str | Path, prefer: str = "compact", model_class: Any = N
     if prefer not in _FILES:
         raise ValueError(f"prefer must be one of {list(_FILES)}, got {prefer!r}.")
     hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs}
-    config: Any = AutoConfig.from_pretrained(name_or_path, **hub)
+    # False is said, because otherwise transformers asks on the terminal.
+    config: Any = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub)
     other = "dense" if prefer == "compact" else "compact"
     form = prefer if _has(name_or_path, prefer, hub) or not _has(name_or_path, other, hub) else other
     expected = model_class or _class_of(config, name_or_path)

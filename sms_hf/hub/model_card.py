@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tabulate import tabulate
 
 from ..report.table import describe, format_report
+from .lineage import is_repo_name
 
 FIGURE = "phases.png"
 BEGIN = "<!-- sms_hf: from here to the end mark, text is written anew at every push; text outside is kept -->"
@@ -115,14 +116,16 @@ def make_card(
         sparsity=f"{100 * lineage['sparsity']:.4g} %",
         model_sparsity=f"{100 * lineage['model_sparsity']:.4g} %",
         model_class=_plain(model_class),
-        origin=f"[{_plain(parent)}](https://huggingface.co/{_plain(parent)})" if parent else "a dense model",
+        origin=_origin(parent),
         phases="one phase" if len(lineage["phases"]) == 1 else f"{len(lineage['phases'])} phases",
         load=_load(name, lineage, bool(dense), bool(compact)),
         metric=_plain(metric),
         tested=", and on the test set, which no choice has seen" if test else "",
-        table=_escaped_table(lineage, test),
+        table=format_report(lineage, test, style="github"),
         figure=f"\n![Scores of each phase]({FIGURE})\n" if figure else "",
-        files=tabulate([[f"`{n}`", f"{size / 1e6:.2f} MB"] for n, size in files.items()], ["file", "size"], "github"),
+        files=tabulate(
+            [[f"`{_plain(n)}`", f"{size / 1e6:.2f} MB"] for n, size in files.items()], ["file", "size"], "github"
+        ),
         compact="`*.sparse.safetensors` holds the same weights in less room: kept values and a mask."
         if compact
         else "",
@@ -202,7 +205,7 @@ def _load(name: str, lineage: Mapping[str, Any], dense: bool, compact: bool) -> 
     }
     model_class = lineage["model"]["class"]
     task = next((task for end, task in TASKS.items() if model_class.endswith(end)), "")
-    words = {"name": _plain(name), "auto": auto.get(task, model_class)}
+    words = {"name": _plain(name), "auto": auto.get(task, _plain(model_class))}
     parts = [_LOAD_DENSE.substitute(words)] if dense else []
     if compact:
         parts.append(
@@ -213,17 +216,11 @@ def _load(name: str, lineage: Mapping[str, Any], dense: bool, compact: bool) -> 
     return "\n".join(parts)
 
 
-def _escaped_table(lineage: Mapping[str, Any], test: Mapping[str, Any]) -> str:
-    """The table of the report, with names from settings made harmless."""
-    safe = {**lineage, "phases": [_safe_phase(phase) for phase in lineage["phases"]]}
-    return format_report(safe, test, style="github")
-
-
-def _safe_phase(phase: Mapping[str, Any]) -> dict[str, Any]:
-    candidates = [
-        {**c, "overrides": {_plain(k): _plain(v) for k, v in c["overrides"].items()}} for c in phase["candidates"]
-    ]
-    return {**phase, "candidates": candidates}
+def _origin(parent: str | None) -> str:
+    if not parent:
+        return "a dense model"
+    # Whoever pushes a folder may not be who wrote its lineage.
+    return f"[{parent}](https://huggingface.co/{parent})" if is_repo_name(parent) else _plain(parent)
 
 
 def _settings(lineage: Mapping[str, Any], last: Mapping[str, Any]) -> str:
@@ -250,10 +247,10 @@ def _settings(lineage: Mapping[str, Any], last: Mapping[str, Any]) -> str:
 def _speed(measured: Mapping[str, Any] | None) -> str:
     if not measured:
         return ""
-    loads = ", ".join(f"{form} {seconds:.2f} s" for form, seconds in measured["load_seconds"].items())
+    loads = ", ".join(f"{_plain(form)} {seconds:.2f} s" for form, seconds in measured["load_seconds"].items())
     return (
         f"\nMeasured on {_plain(measured['machine'])}: loading {loads} (files in the page cache); evaluating "
-        f"{measured['samples_per_second']:.0f} examples a second in batches of {measured['batch_size']}. Zeros alone do not "
+        f"{measured['samples_per_second']:.0f} examples a second in batches of {measured['batch_size']:d}. Zeros alone do not "
         "make a matrix product faster.\n"
     )
 

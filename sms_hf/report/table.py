@@ -1,9 +1,13 @@
 """The table at the end of a run."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
+
+MARKDOWN = ("github", "pipe")
+"""Styles in which a cell is markup to whoever shows it."""
 
 
 def format_report(
@@ -16,7 +20,8 @@ def format_report(
         report (`Mapping`): `trainer.report`, or `report.json` read back.
         test_scores (`Mapping[str, float]`, *optional*): Scores on a test set for a last column, by the names `"dense"`,
             `"phase-1/candidate-1"`, `"phase-1/soup"`, ... The best candidate is the one chosen on the evaluation set.
-        style (`str`, *optional*, defaults to `"simple"`): A format of `tabulate`, for example `"github"` for Markdown.
+        style (`str`, *optional*, defaults to `"simple"`): A format of `tabulate`, for example `"github"` for Markdown, in
+            which names and settings are escaped.
 
     Returns:
         `str`: The table.
@@ -30,6 +35,7 @@ def format_report(
         rows, headers = [row[:-1] for row in rows], headers[:-1]
     # Percentages and BLEU with two decimals, losses with four.
     digits = ".2f" if max(row[3] or 0.0 for row in rows) >= 10 else ".4f"
+    rows, headers = [[_cell(v, style) for v in row] for row in rows], [_cell(header, style) for header in headers]
     return tabulate(rows, headers=headers, tablefmt=style, floatfmt=("", "", ".2f", digits, digits), missingval="")
 
 
@@ -73,3 +79,11 @@ def _settings(candidate: Mapping[str, Any]) -> str:
 
 def _ingredients(names: Sequence[str]) -> str:
     return f"candidate{'s' * (len(names) > 1)} " + ", ".join(name.removeprefix("candidate-") for name in names)
+
+
+def _cell(value: Any, style: str) -> Any:
+    """Text on one line, in Markdown without markup: entities, because parsers differ in what a backslash escapes."""
+    if not isinstance(value, str):
+        return value
+    value = " ".join(value.split())
+    return re.sub(r"[&|<>`\[\]*\\!#~$]", lambda m: f"&#{ord(m[0])};", value) if style in MARKDOWN else value

@@ -18,6 +18,7 @@ from .evaluation import WeightedMean, count_targets
 from .gradual import GradualPruning
 from .groups import embeddings_in_one_piece, wait_for_group
 from .masking import MaskEnforcer
+from .optimizer_state import keep_state_dtypes_
 from .run_directory import read_seal, seal_checkpoint
 from .weights import ignores_num_items_in_batch, no_progress_bars, shifts_labels, state_dict_names
 
@@ -100,6 +101,7 @@ class MaskedTrainerMixin(_Trainer):
         # The one that Accelerate wraps around it has no hooks.
         raw = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
         if raw is not self._hooked:
+            keep_state_dtypes_(raw)
             raw.register_step_pre_hook(lambda *_: self._before_step())
             raw.register_step_post_hook(lambda optimizer, *_: self._after_step(optimizer))
             self._hooked = raw

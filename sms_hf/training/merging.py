@@ -11,7 +11,7 @@ from ..soup.averaging import average_checkpoints
 from ..soup.checkpoint import MASKS
 from ..soup.diagnostics import advice, barrier, find_rifts, mask_overlap, pairwise_geometry, theoretical_speedup
 from ..soup.recipes import SOUP_METHODS
-from ..sparsity.masks import Masks
+from ..sparsity.masks import Masks, check_fingerprint
 from .candidates import Phase
 from .run_directory import RunDirectory, write_record
 from .scoring import ScoringMixin
@@ -30,6 +30,9 @@ class MergingMixin(ScoringMixin):
         """Choose ingredients, average and score them: the soup's record, and the diagnostics made before anything was tried."""
         usable = {record["name"]: record for record in records if not record["failure"]}
         metric, greater = self.args.selection_metric
+        for record in usable.values() if not phase.keeps_dense else ():
+            folder = run.candidate(phase.number, record["name"])
+            check_fingerprint(Masks.load(folder / MASKS), record["mask_fingerprint"], str(folder))
         diagnostics = run.whole(run.diagnostics_record(phase.number)) or write_record(
             run.diagnostics_record(phase.number), _survive(lambda: self._diagnose_candidates(phase, usable, run))
         )

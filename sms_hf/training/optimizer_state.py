@@ -1,0 +1,31 @@
+"""What an optimizer remembers, across a resume."""
+
+from typing import Any
+
+import torch
+
+
+def keep_state_dtypes_(optimizer: torch.optim.Optimizer) -> None:
+    """
+    Let `load_state_dict` bring states back in the dtypes that they were saved in.
+
+    torch casts them to the dtype of the weights. An optimizer that keeps float32 statistics of bfloat16 weights, as
+    Adafactor does, would round them at every resume and end with another model.
+    """
+    saved: dict[str, Any] = {}
+
+    def before(_: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+        saved.update(state_dict)
+
+    def after(optimizer: torch.optim.Optimizer) -> None:
+        numbers = [number for group in saved["param_groups"] for number in group["params"]]
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            cast = optimizer.state.get(parameter, {})
+            for key, value in saved["state"].get(number, {}).items():
+                if isinstance(value, torch.Tensor) and value.dtype != cast[key].dtype:
+                    cast[key] = value.to(parameter.device, copy=True)
+        saved.clear()
+
+    optimizer.register_load_state_dict_pre_hook(before)
+    optimizer.register_load_state_dict_post_hook(after)
