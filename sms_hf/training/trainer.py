@@ -90,9 +90,10 @@ class SparseSoupMixin(PublishingMixin):
             self._say(f"{stopped.signal}: stopped, nothing finished is lost. {HOW_TO_RESUME}")
             raise
         except BaseException as error:
-            processes.fail(error)
-            if is_disk_error(error):
-                raise disk_error(error, self._run.root, self._disk_bytes) from error
+            full = disk_error(error, self._run.root, self._disk_bytes) if is_disk_error(error) else None
+            processes.fail(full or error)
+            if full is not None:
+                raise full from error
             raise
         return train_output(self.report, time.time() - start)
 

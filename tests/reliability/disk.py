@@ -1,4 +1,4 @@
-"""A disk that is soon full."""
+"""A disk that is soon full, or that cannot be written to."""
 
 import os
 import shutil
@@ -47,6 +47,12 @@ def fill(disk: Path, leave: int) -> Path:
     with open(ballast, "wb") as file:
         os.posix_fallocate(file.fileno(), 0, size)
     return ballast
+
+
+def set_writable(disk: Path, writable: bool) -> bool:
+    """Whether it could be done: a disk stays writable while a file on it is open for writing."""
+    command = ["mount", "-o", f"remount,{'rw' if writable else 'ro'},size={SIZE}", str(disk)]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def used(disk: Path) -> int:

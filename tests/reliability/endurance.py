@@ -36,6 +36,10 @@ def _full_disk(harness: Harness, variant: str, processes: int) -> Story:
     return harness.run_on_full_disk(variant, processes)
 
 
+def _read_only_disk(harness: Harness, variant: str, processes: int) -> Story:
+    return harness.run_on_read_only_disk(variant, processes)
+
+
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
 KINDS: dict[str, Kind] = {
     "kills": partial(_interrupted, sign=KILL, worker=False),
@@ -48,6 +52,7 @@ KINDS: dict[str, Kind] = {
     "damage after the end": partial(_interrupted, sign=KILL, worker=False, most=1, after_the_end=True),
     "failing candidates": _failing,
     "full disk": _full_disk,
+    "read-only disk": _read_only_disk,
 }
 """What a run can meet; each is as frequent."""
 ALONE = ("kills of one worker", "SIGTERM to one worker")

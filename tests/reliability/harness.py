@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from .attempt import Attempt, Interrupt, attempt
-from .disk import fill, small_disk, used
+from .disk import fill, set_writable, small_disk, used
 from .faults import Fault, damage
 from .job import FAILING
 from .result import differences, list_files, read_result, train_losses, unrecorded_failures
@@ -80,7 +81,7 @@ class Story:
     attempts: list[Attempt] = field(default_factory=list)
     interrupts: list[Interrupt] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
-    full_disks: int = 0
+    bad_disks: int = 0
     lost: str | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -187,7 +188,17 @@ class Harness:
 
         Where no disk can be mounted, a limit on the size of files stands in: the errors come at the same places.
         """
+        return self._run_on_disk(variant, processes, self._starve)
+
+    def run_on_read_only_disk(self, variant: str, processes: int = 1) -> Story:
+        """Let a run stop because its disk cannot be written to any more, allow it again, and let it end."""
+        return self._run_on_disk(variant, processes, self._lock)
+
+    def _run_on_disk(
+        self, variant: str, processes: int, spoil: Callable[[Story, Reference, Path | None], Attempt]
+    ) -> Story:
         story = self._new_story(variant, processes)
+        output = story.folder / "disk" / "run"
         try:
             reference = self.reference(variant, processes)
             with contextlib.ExitStack() as stack:
@@ -195,35 +206,52 @@ class Harness:
                     disk = stack.enter_context(small_disk(story.folder / "disk"))
                 except PermissionError:
                     disk = None
-                    story.notes.append("no disk could be mounted: RLIMIT_FSIZE stood in for a full one")
-                self._starve(story, reference, disk)
-                self._compare(story, reference, story.folder / "disk" / "run")
+                output.mkdir(parents=True, exist_ok=True)
+                first = spoil(story, reference, disk)
+                story.attempts.append(first)
+                if first.outcome == "failed":
+                    story.bad_disks += 1
+                    if str(output) not in first.reason or not QUANTITY.search(first.reason):
+                        story.notes.append(f"the error of the disk names no path and need: {first.reason[:300]}")
+                if first.outcome == "hung":
+                    story.lost = f"attempt 1 hung on the disk: {first.where}"
+                else:
+                    self._attempt(story, None, output)
+                    self._compare(story, reference, output)
                 if story.lost:  # The disk vanishes with its mount.
-                    shutil.copytree(story.folder / "disk" / "run", story.folder / "run", dirs_exist_ok=True)
+                    shutil.copytree(output, story.folder / "run", dirs_exist_ok=True)
         except NoReferenceError as error:
             story.lost = str(error)
         self._close(story)
         return story
 
-    def _starve(self, story: Story, reference: Reference, disk: Path | None) -> None:
-        output, ballast, limit = story.folder / "disk" / "run", None, None
-        output.mkdir(parents=True, exist_ok=True)
+    def _starve(self, story: Story, reference: Reference, disk: Path | None) -> Attempt:
+        output, limit, ballast = story.folder / "disk" / "run", None, None
         if disk is None:
             limit = self.rng.randrange(1 << 10, 100 << 10)
+            story.notes.append("no disk could be mounted: RLIMIT_FSIZE stood in for a full one")
         else:
             ballast = fill(disk, int(reference.peak * self.rng.uniform(0.05, 0.95)))
-        first = attempt(output, story.variant, story.processes, None, self._log(story), file_limit=limit)
-        story.attempts.append(first)
-        if first.outcome == "failed":
-            story.full_disks += 1
-            if str(output) not in first.reason or not QUANTITY.search(first.reason):
-                story.notes.append(f"the error of the full disk names no path and need: {first.reason[:300]}")
-        elif first.outcome == "hung":
-            story.lost = f"attempt 1 hung on a full disk: {first.where}"
-            return
+        done = attempt(output, story.variant, story.processes, None, self._log(story), file_limit=limit)
         if ballast is not None:
             ballast.unlink()
-        self._attempt(story, None, output)
+        return done
+
+    def _lock(self, story: Story, reference: Reference, disk: Path | None) -> Attempt:
+        if disk is None:
+            raise NoReferenceError("Expected to be allowed to mount a disk. Start with `unshare -rm`.")
+        moment, start, locked = self.rng.random() * reference.seconds, time.monotonic(), False
+
+        def lock() -> None:
+            nonlocal locked
+            if not locked and time.monotonic() - start > moment:
+                locked = set_writable(disk, False)  # Not while a file is open: in a millisecond again.
+
+        output = story.folder / "disk" / "run"
+        try:
+            return attempt(output, story.variant, story.processes, None, self._log(story), meanwhile=lock)
+        finally:
+            set_writable(disk, True)
 
     # ---- Steps -------------------------------------------------------------------------------------------------------
 

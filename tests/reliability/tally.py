@@ -49,7 +49,7 @@ class Tally:
         rows += [(f"interrupted in: {name}", places[name]) for name in PLACES if places[name]]
         faults = Counter(f"files {fault.kind}" for story in self.stories for fault in story.faults)
         rows += sorted(faults.items())
-        rows += [("full disks", sum(story.full_disks for story in self.stories))]
+        rows += [("stopped by a full or read-only disk", sum(story.bad_disks for story in self.stories))]
         notes = Counter(re.split(r": | /", note)[0] for story in self.stories for note in story.notes)
         rows += [(f"note: {name}", count) for name, count in notes.most_common()]
         rows += [("lost", len(self.lost))]

@@ -24,10 +24,12 @@ def test_a_run_that_is_killed_ends_bit_identical(tmp_path, processes, variant):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_a_hundred_kills_over_all_variants(tmp_path):
     run_script("kill", "--kills", "100", "--seed", "1", "--output", str(tmp_path), timeout=1800)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_faults_of_all_kinds(tmp_path):
     run_script("endurance", "--runs", "60", "--minutes", "20", "--seed", "1", "--output", str(tmp_path), timeout=1800)
