@@ -47,6 +47,49 @@ class CommonArguments:
 
 
 @dataclass
+class FileArguments(CommonArguments):
+    """Data from the Hub or from files."""
+
+    train_file: str | None = None  # Each recipe's help says what must be in it.
+    validation_file: str | None = field(
+        default=None, metadata={"help": "As train_file; every selection is made on it."}
+    )
+    test_file: str | None = field(default=None, metadata={"help": "As train_file; scored once, at the end."})
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Split -> file, of the splits that are given."""
+        return _given(train=self.train_file, validation=self.validation_file, test=self.test_file)
+
+
+@dataclass
+class FolderArguments(CommonArguments):
+    """Images from the Hub or from folders."""
+
+    train_dir: str | None = None  # Each recipe's help says what must be in it.
+    validation_dir: str | None = field(
+        default=None, metadata={"help": "As train_dir; every selection is made on it. Default: see train_val_split."}
+    )
+    test_dir: str | None = field(default=None, metadata={"help": "As train_dir; scored once, at the end."})
+    train_val_split: float = field(
+        default=0.1, metadata={"help": "Without a validation split: fraction of the training images to make one of."}
+    )
+
+    def __post_init__(self):
+        if not 0.0 < self.train_val_split < 1.0:
+            raise RecipeError(f"train_val_split must lie in (0, 1), got {self.train_val_split}. Pass 0.1 for a tenth.")
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Split -> folder, of the splits that are given."""
+        return _given(train=self.train_dir, validation=self.validation_dir, test=self.test_dir)
+
+
+def _given(**splits: str | None) -> dict[str, str]:
+    return {split: name for split, name in splits.items() if name}
+
+
+@dataclass
 class Task:
     """Data, model and metric: all that makes a recipe this recipe. The rest is the trainer."""
 
@@ -116,23 +159,22 @@ def limit(data: datasets.DatasetDict, recipe: CommonArguments) -> datasets.Datas
     )
 
 
-def read_files(files: dict[str, str | None], with_text: bool = False) -> datasets.DatasetDict:
+def read_files(files: Mapping[str, str], with_text: bool = False) -> datasets.DatasetDict:
     """
     Splits from local files, each read by its suffix: JSON Lines, CSV or Parquet.
 
     Args:
-        files (`dict[str, str | None]`): Split -> file; splits without one are left out.
+        files (`Mapping[str, str]`): Split -> file.
         with_text (`bool`, *optional*, defaults to `False`): Also read .txt, a row for each line, newline included.
     """
-    given = {split: name for split, name in files.items() if name}
-    absent = [name for name in given.values() if not Path(name).is_file()]
+    absent = [name for name in files.values() if not Path(name).is_file()]
     if absent:
         raise RecipeError(f"Expected a local file for every split, not found: {', '.join(absent)}.")
     kinds = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"} | (
         {".txt": "text"} if with_text else {}
     )
     splits = {}
-    for split, name in given.items():
+    for split, name in files.items():
         kind = kinds.get(Path(name).suffix)
         if kind is None:
             raise RecipeError(f"Expected a file that ends with one of {', '.join(kinds)}, got {name}.")
@@ -150,6 +192,29 @@ def from_hub(what: str, load: Callable[[], T], instead: str) -> T:
             f"Cannot get {what!r} from the Hugging Face Hub ({type(error).__name__}). Without the Hub, run with --demo, or "
             f"pass {instead}."
         ) from error
+
+
+def read_hub(recipe: Any, instead: str) -> datasets.DatasetDict:
+    """The data set that `dataset_name` and `dataset_config_name` name."""
+    name, config = recipe.dataset_name, recipe.dataset_config_name
+    return from_hub(name, lambda: datasets.load_dataset(name, config), instead)
+
+
+def select_columns(data: datasets.Dataset, split: str, wanted: Mapping[str, str], options: str) -> datasets.Dataset:
+    """
+    The columns asked for, renamed, and no others.
+
+    Args:
+        wanted (`Mapping[str, str]`): Column of the data -> its new name.
+        options (`str`): The options that say which columns, for the error.
+    """
+    missing = [column for column in wanted if column not in data.column_names]
+    if missing:
+        raise RecipeError(
+            f"Expected columns {list(wanted)} in the {split} data, missing: {missing}; it has {data.column_names}. Set "
+            f"{options}."
+        )
+    return data.select_columns(list(wanted)).rename_columns({old: new for old, new in wanted.items() if old != new})
 
 
 def model_for_classes(

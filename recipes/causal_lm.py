@@ -18,7 +18,7 @@ from itertools import chain
 
 import base
 import datasets
-from base import CommonArguments, RecipeError, Task
+from base import FileArguments, RecipeError, Task
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, default_data_collator
 
 from sms_hf import SparseSoupTrainingArguments
@@ -28,7 +28,7 @@ INSTEAD = "--model_name_or_path FOLDER and --train_file/--validation_file/--test
 
 
 @dataclass
-class RecipeArguments(CommonArguments):
+class RecipeArguments(FileArguments):
     """Model and data; everything else are `SparseSoupTrainingArguments`."""
 
     model_name_or_path: str = field(
@@ -45,10 +45,6 @@ class RecipeArguments(CommonArguments):
     train_file: str | None = field(
         default=None, metadata={"help": "Plain text (.txt), or JSON Lines, CSV or Parquet with a column of texts."}
     )
-    validation_file: str | None = field(
-        default=None, metadata={"help": "As train_file; every selection is made on it."}
-    )
-    test_file: str | None = field(default=None, metadata={"help": "As train_file; scored once, at the end."})
     text_column: str = field(default="text", metadata={"help": "Column of the texts."})
     block_size: int = field(default=512, metadata={"help": "Length of a training and evaluation example in tokens."})
 
@@ -61,11 +57,9 @@ def load_corpus(recipe: RecipeArguments) -> datasets.DatasetDict:
     if recipe.demo:
         corpus = demo_sentences()
     elif recipe.train_file:
-        files = {"train": recipe.train_file, "validation": recipe.validation_file, "test": recipe.test_file}
-        corpus = base.read_files(files, with_text=True)
+        corpus = base.read_files(recipe.files, with_text=True)
     else:
-        name, config = recipe.dataset_name, recipe.dataset_config_name
-        corpus = base.from_hub(name, lambda: datasets.load_dataset(name, config), INSTEAD)
+        corpus = base.read_hub(recipe, INSTEAD)
     column = "text" if recipe.demo else recipe.text_column
     for split, data in corpus.items():
         if column not in data.column_names:

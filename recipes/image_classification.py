@@ -17,7 +17,7 @@ from pathlib import Path
 
 import base
 import datasets
-from base import CommonArguments, RecipeError, Task
+from base import FolderArguments, RecipeError, Task
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from sms_hf import SparseSoupTrainingArguments, classification_metrics
@@ -28,7 +28,7 @@ RESNET_MODULES = r".*convolution|classifier\.1"
 
 
 @dataclass
-class RecipeArguments(CommonArguments):
+class RecipeArguments(FolderArguments):
     """Model and data; everything else are `SparseSoupTrainingArguments`."""
 
     dense_epochs: float = field(default=25.0, metadata={"help": "With --demo: epochs of training for the dense model."})
@@ -42,13 +42,6 @@ class RecipeArguments(CommonArguments):
     dataset_name: str = field(default="uoft-cs/cifar10", metadata={"help": "Data set on the Hub."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
     train_dir: str | None = field(default=None, metadata={"help": "Folder with a folder of images for each class."})
-    validation_dir: str | None = field(
-        default=None, metadata={"help": "As train_dir; every selection is made on it. Default: see train_val_split."}
-    )
-    test_dir: str | None = field(default=None, metadata={"help": "As train_dir; scored once, at the end."})
-    train_val_split: float = field(
-        default=0.1, metadata={"help": "Without a validation split: fraction of the training images to make one of."}
-    )
     image_column: str | None = field(
         default=None, metadata={"help": "Column of the image. Default: image or img, whichever there is."}
     )
@@ -61,11 +54,9 @@ class RecipeArguments(CommonArguments):
 def load_images(recipe: RecipeArguments) -> tuple[datasets.DatasetDict, list[str]]:
     """The splits, with columns `image` and `label`, and the names of the classes."""
     if recipe.train_dir:
-        folders = {"train": recipe.train_dir, "validation": recipe.validation_dir, "test": recipe.test_dir}
-        images = datasets.DatasetDict({split: read_folder(folder) for split, folder in folders.items() if folder})
+        images = datasets.DatasetDict({split: read_folder(folder) for split, folder in recipe.folders.items()})
     else:
-        name, config = recipe.dataset_name, recipe.dataset_config_name
-        images = base.from_hub(name, lambda: datasets.load_dataset(name, config), INSTEAD)
+        images = base.read_hub(recipe, INSTEAD)
     images = datasets.DatasetDict({split: choose_columns(data, str(split), recipe) for split, data in images.items()})
     names = images["train"].features["label"].names
     for split, data in images.items():
@@ -87,20 +78,12 @@ def read_folder(folder: str) -> datasets.Dataset:
 def choose_columns(data: datasets.Dataset, split: str, recipe: RecipeArguments) -> datasets.Dataset:
     image = recipe.image_column or next((c for c in ("image", "img") if c in data.column_names), "image")
     wanted = {image: "image", recipe.label_column: "label"}
-    missing = [column for column in wanted if column not in data.column_names]
-    if missing:
-        raise RecipeError(
-            f"Expected columns {list(wanted)} in the {split} data, missing: {missing}; it has {data.column_names}. Set "
-            "--image_column and --label_column."
-        )
-    data = data.select_columns(list(wanted)).rename_columns({old: new for old, new in wanted.items() if old != new})
+    data = base.select_columns(data, split, wanted, "--image_column and --label_column")
     return data if isinstance(data.features["label"], datasets.ClassLabel) else data.class_encode_column("label")
 
 
 def split_train(images: datasets.DatasetDict, recipe: RecipeArguments) -> datasets.DatasetDict:
     """With a validation split, if need be cut off the training images, the classes in their shares."""
-    if not 0.0 < recipe.train_val_split < 1.0:
-        raise RecipeError(f"train_val_split must lie in (0, 1), got {recipe.train_val_split}. Pass 0.1 for a tenth.")
     train = images["train"].shuffle(seed=0)  # Folders come class by class: the first so many would be of one class.
     if "validation" not in images:
         parts = train.train_test_split(recipe.train_val_split, seed=0, stratify_by_column="label")

@@ -20,7 +20,7 @@ from typing import Any, cast
 import base
 import datasets
 import numpy as np
-from base import CommonArguments, RecipeError, Task
+from base import FolderArguments, RecipeError, Task
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
 from sms_hf import SparseSoupTrainingArguments, class_maps, segmentation_metrics
@@ -34,7 +34,7 @@ NUM_CHECKED = 50
 
 
 @dataclass
-class RecipeArguments(CommonArguments):
+class RecipeArguments(FolderArguments):
     """Model and data; everything else are `SparseSoupTrainingArguments`."""
 
     dense_epochs: float = field(default=25.0, metadata={"help": "With --demo: epochs of training for the dense model."})
@@ -45,13 +45,6 @@ class RecipeArguments(CommonArguments):
     dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
     train_dir: str | None = field(default=None, metadata={"help": "Folder with images/ and annotations/."})
-    validation_dir: str | None = field(
-        default=None, metadata={"help": "As train_dir; every selection is made on it. Default: see train_val_split."}
-    )
-    test_dir: str | None = field(default=None, metadata={"help": "As train_dir; scored once, at the end."})
-    train_val_split: float = field(
-        default=0.1, metadata={"help": "Without a validation split: fraction of the training images to make one of."}
-    )
     image_column: str = field(default="image", metadata={"help": "Column of the image."})
     label_column: str = field(default="label", metadata={"help": "Column of the label map."})
     label_file: str | None = field(
@@ -68,28 +61,17 @@ class RecipeArguments(CommonArguments):
 def load_images(recipe: RecipeArguments) -> datasets.DatasetDict:
     """The splits, with columns `image` and `label`, both images."""
     if recipe.train_dir:
-        folders = {"train": recipe.train_dir, "validation": recipe.validation_dir, "test": recipe.test_dir}
-        images = datasets.DatasetDict({split: read_folder(Path(name)) for split, name in folders.items() if name})
+        images = datasets.DatasetDict({split: read_folder(Path(folder)) for split, folder in recipe.folders.items()})
     elif recipe.dataset_name:
-        name, config = recipe.dataset_name, recipe.dataset_config_name
-        images = base.from_hub(name, lambda: datasets.load_dataset(name, config), INSTEAD)
+        images = base.read_hub(recipe, INSTEAD)
         wanted = {recipe.image_column: "image", recipe.label_column: "label"}
-        for split, data in images.items():
-            missing = [column for column in wanted if column not in data.column_names]
-            if missing:
-                raise RecipeError(
-                    f"Expected columns {list(wanted)} in the {split} data, missing: {missing}; it has {data.column_names}. "
-                    "Set --image_column and --label_column."
-                )
-            renamed = {old: new for old, new in wanted.items() if old != new}
-            images[split] = data.select_columns(list(wanted)).rename_columns(renamed)
+        options = "--image_column and --label_column"
+        images = datasets.DatasetDict(
+            {s: base.select_columns(data, str(s), wanted, options) for s, data in images.items()}
+        )
     else:
         raise RecipeError("Expected images with label maps: pass --train_dir or --dataset_name, or run with --demo.")
     if "validation" not in images:
-        if not 0.0 < recipe.train_val_split < 1.0:
-            raise RecipeError(
-                f"train_val_split must lie in (0, 1), got {recipe.train_val_split}. Pass 0.1 for a tenth."
-            )
         parts = images["train"].train_test_split(recipe.train_val_split, seed=0)
         images["train"], images["validation"] = parts["train"], parts["test"]
     return base.limit(images, recipe)

@@ -17,7 +17,7 @@ from typing import Any
 
 import base
 import datasets
-from base import CommonArguments, RecipeError, Task
+from base import FileArguments, RecipeError, Task
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -31,7 +31,7 @@ INSTEAD = "--model_name_or_path FOLDER and --train_file/--validation_file/--test
 
 
 @dataclass
-class RecipeArguments(CommonArguments):
+class RecipeArguments(FileArguments):
     """Model and data; everything else are `SparseSoupTrainingArguments`."""
 
     model_name_or_path: str = field(
@@ -43,10 +43,6 @@ class RecipeArguments(CommonArguments):
     train_file: str | None = field(
         default=None, metadata={"help": "JSON Lines, CSV or Parquet with columns for text and label."}
     )
-    validation_file: str | None = field(
-        default=None, metadata={"help": "As train_file; every selection is made on it."}
-    )
-    test_file: str | None = field(default=None, metadata={"help": "As train_file; scored once, at the end."})
     text_column: str | None = field(
         default=None, metadata={"help": "Column of the text. Default: text or sentence, whichever there is."}
     )
@@ -63,12 +59,9 @@ def load_corpus(recipe: RecipeArguments) -> tuple[datasets.DatasetDict, dict[Any
     if recipe.demo:
         corpus = demo_judgements()
     elif recipe.train_file:
-        corpus = base.read_files(
-            {"train": recipe.train_file, "validation": recipe.validation_file, "test": recipe.test_file}
-        )
+        corpus = base.read_files(recipe.files)
     else:
-        name, config = recipe.dataset_name, recipe.dataset_config_name
-        corpus = base.from_hub(name, lambda: datasets.load_dataset(name, config), INSTEAD)
+        corpus = base.read_hub(recipe, INSTEAD)
     corpus = datasets.DatasetDict({split: choose_columns(data, str(split), recipe) for split, data in corpus.items()})
     small = base.limit(corpus, recipe)
     if "test" in small and small["test"].unique("label") == [-1]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import base
 import datasets
-from base import CommonArguments, RecipeError, Task
+from base import FileArguments, RecipeError, Task
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -40,7 +40,7 @@ LANGUAGE_TOKENS = {
 
 
 @dataclass
-class RecipeArguments(CommonArguments):
+class RecipeArguments(FileArguments):
     """Model and data; everything else are `SparseSoupTrainingArguments`."""
 
     model_name_or_path: str = field(
@@ -56,10 +56,6 @@ class RecipeArguments(CommonArguments):
     train_file: str | None = field(
         default=None, metadata={"help": "JSON Lines, CSV or Parquet with a `translation` column or one per language."}
     )
-    validation_file: str | None = field(
-        default=None, metadata={"help": "As train_file; every selection is made on it."}
-    )
-    test_file: str | None = field(default=None, metadata={"help": "As train_file; scored once, at the end."})
     parallel_dir: str | None = field(
         default=None,
         metadata={"help": "Folder with train.SRC, train.TGT, val.*, test*.*, a sentence a line, or .gz of it."},
@@ -90,9 +86,7 @@ def load_corpus(recipe: RecipeArguments) -> datasets.DatasetDict:
     elif recipe.train_file:
         corpus = read_files(recipe)
     else:
-        corpus = from_hub(
-            recipe.dataset_name, lambda: datasets.load_dataset(recipe.dataset_name, recipe.dataset_config_name)
-        )
+        corpus = base.read_hub(recipe, INSTEAD)
     return base.limit(corpus, recipe)
 
 
@@ -127,11 +121,10 @@ def read_lines(path: Path) -> list[str]:
 
 def read_files(recipe: RecipeArguments) -> datasets.DatasetDict:
     """Files with a `translation` column (in CSV: as JSON), or with one column per language."""
-    named = {"train": recipe.train_file, "validation": recipe.validation_file, "test": recipe.test_file}
-    corpus = base.read_files(named)
+    corpus = base.read_files(recipe.files)
     for split, data in corpus.items():
         corpus[split] = data.map(
-            lambda row: {"translation": as_pair(row, recipe, str(named[str(split)]))},  # noqa: B023
+            lambda row: {"translation": as_pair(row, recipe, recipe.files[str(split)])},  # noqa: B023
             remove_columns=data.column_names,
         )
     return corpus
@@ -147,10 +140,6 @@ def as_pair(row: dict, recipe: RecipeArguments, name: str) -> dict[str, str]:
             "Set --source_lang and --target_lang."
         )
     return {language: pair[language] for language in languages}
-
-
-def from_hub(what: str, load):
-    return base.from_hub(what, load, INSTEAD)
 
 
 def tokenize(corpus: datasets.DatasetDict, tokenizer, prefix: str, recipe: RecipeArguments) -> datasets.DatasetDict:
@@ -171,14 +160,14 @@ def tokenize(corpus: datasets.DatasetDict, tokenizer, prefix: str, recipe: Recip
 
 def load_model(recipe: RecipeArguments) -> PreTrainedModel:
     name = recipe.model_name_or_path
-    config = from_hub(name, lambda: AutoConfig.from_pretrained(name))
+    config = base.from_hub(name, lambda: AutoConfig.from_pretrained(name), INSTEAD)
     if recipe.dropout is not None:
         if not 0.0 <= recipe.dropout < 1.0:
             raise RecipeError(f"dropout must lie in [0, 1), got {recipe.dropout}. Pass 0 to retrain without dropout.")
         for key in ("dropout_rate", "dropout", "attention_dropout", "activation_dropout"):
             if key in config.to_dict():
                 setattr(config, key, recipe.dropout)
-    return from_hub(name, lambda: AutoModelForSeq2SeqLM.from_pretrained(name, config=config))
+    return base.from_hub(name, lambda: AutoModelForSeq2SeqLM.from_pretrained(name, config=config), INSTEAD)
 
 
 def set_languages(model: PreTrainedModel, tokenizer, recipe: RecipeArguments) -> None:
@@ -227,7 +216,8 @@ def load_task(recipe: RecipeArguments, args: SparseSoupTrainingArguments) -> Tas
             recipe, args, lambda: demo_task(corpus, recipe, args), demo_optimizer
         )
     model = load_model(recipe)
-    tokenizer = from_hub(recipe.model_name_or_path, lambda: AutoTokenizer.from_pretrained(recipe.model_name_or_path))
+    name = recipe.model_name_or_path
+    tokenizer = base.from_hub(name, lambda: AutoTokenizer.from_pretrained(name), INSTEAD)
     set_languages(model, tokenizer, recipe)
     limit_generation(model)
     task = make_task(model, tokenizer, tokenize(corpus, tokenizer, source_prefix(model, recipe), recipe))
