@@ -17,6 +17,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from .figure import new_figure
+
 Record = Mapping[str, Any]
 
 DENSE, ENSEMBLE = "dense", "prediction ensemble"
@@ -334,16 +336,12 @@ def draw_figure(tables: Sequence[Table]) -> Any:
     Raises:
         ImportError: Without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("The figure needs matplotlib. Install it with `pip install sms_hf[report]`.") from error
     numbers = sorted({m for table in tables for m in table.num_candidates})
     rows = list(dict.fromkeys(row for table in tables for row in table.entries))
     styles = {row: _style(row, i) for i, row in enumerate(row for row in rows if row != DENSE)} | {
         DENSE: _style(DENSE, 0)
     }
-    figure = Figure(figsize=(5.6 * len(tables) + 2.6, 4.2 * len(numbers) + 0.4), layout="constrained")
+    figure = new_figure(5.6 * len(tables) + 2.6, 4.2 * len(numbers) + 0.4)
     axes = figure.subplots(len(numbers), len(tables), squeeze=False)
     lines: dict[str, Any] = {}
     visible: dict[str, bool] = {}

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from .figure import new_figure
+
 CANDIDATE, MEAN, SOUP, DENSE = "#9aa5b1", "#52606d", "#d64545", "#777777"
 
 
@@ -19,12 +21,8 @@ def draw_phases(report: Mapping[str, Any]) -> Any:
     Raises:
         ImportError: Without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("The figure needs matplotlib. Install it with `pip install sms_hf[report]`.") from error
     phases, metric = report["phases"], report["metric"]
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    figure = new_figure(6.4, 3.8)
     axes = figure.subplots()
     places = range(len(phases))
     axes.axhline(report["dense"][metric], color=DENSE, linewidth=1, linestyle=":", label="dense")
