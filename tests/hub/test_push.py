@@ -1,6 +1,9 @@
 """Push and pull with the real clients against a server that speaks the Hub's language."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -222,3 +225,39 @@ def test_the_trainer_pushes_the_final_model_once_and_candidates_on_request(hub, 
     assert "model.safetensors" in hub.files("tester/soup", "phase-1-candidate-1")
     commits = hub.repos["tester/soup"].history("main")
     assert len(commits) == 3, "creation, the model at the end of training, the card with test scores"
+
+
+KILLED = """
+import sys
+import huggingface_hub.constants  # Before conftest turns the Hub off, as it does for all other tests.
+sys.path.insert(0, {tests!r})
+from conftest import *
+quick = QUICK | dict(max_steps=2, num_candidates=2, num_phases=1, push_to_hub=True, hub_model_id="tester/soup")
+data = reversal(8)
+trainer = SparseSoupTrainer(tiny_t5(), SparseSoupTrainingArguments({out!r}, **quick), collate, data, data)
+trainer.train(resume_from_checkpoint=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "fault"),
+    [(("PUT", "/lfs/"), {"cut_upload": 1000}), (("POST", "/commit/"), {"cut_answer": 0})],
+    ids=["in the upload", "when the commit is made, before its answer"],
+)
+def test_a_run_that_is_killed_in_its_push_pushes_again(hub, tmp_path, moment, fault):
+    """The client waits a second before it tries again: that is when it is killed."""
+    code = KILLED.format(tests=str(Path(__file__).parents[1]), out=str(tmp_path / "run"))
+    hub.break_next(*moment, **fault)
+    run = subprocess.Popen([sys.executable, "-c", code], env=hub.environment(tmp_path / "home"), stdout=subprocess.PIPE)
+    while not any(method == moment[0] and moment[1] in path for method, path in hub.log):
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.kill()
+    assert b"candidate-2" in run.communicate()[0]
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    done = run_python(code, hub.environment(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    assert "candidate-2" not in done.stdout, "nothing is trained again"
+    assert hub.files("tester/soup")["model.safetensors"] == before
+    assert "sparse_soup.json" in hub.files("tester/soup")
+    assert len(hub.repos["tester/soup"].history("main")) == 2, "the creation, and one commit"
