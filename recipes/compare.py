@@ -55,6 +55,7 @@ from sms_hf.training.fanout import Processes
 from sms_hf.training.launch import join_processes, single_process
 from sms_hf.training.records import deciding_arguments
 from sms_hf.training.run_directory import RunDirectory, differences, read_json, write_json
+from sms_hf.training.say import say
 
 AXES = ("models", "methods", "sparsities", "num_candidates", "seeds")
 KEYS = ("recipe", "output_dir", "settings", "companions", "keep_weights", *AXES)
@@ -450,7 +451,7 @@ def run_study(study: Study, processes: Processes) -> None:
         attempt(study, cells[number])
         counted = done + processes.take(f"{scope}/finished") + 1
         left = estimate(study, cells, work, processes.world_size)
-        print(f"[{counted}/{len(cells)}] {_outcome(study, cells[number])}{left}", flush=True)
+        say(f"[{counted}/{len(cells)}] {_outcome(study, cells[number])}{left}")
 
     processes.fan_out(f"{scope}/cells", pending, work_on)
 

@@ -122,7 +122,9 @@ def _plan(args: argparse.Namespace) -> None:
 
     parser = Parser(SparseSoupTrainingArguments, prog="sms-hf plan", description=PLAN, allow_abbrev=False)  # pyright: ignore
     parser.add_argument("model", help="A model folder, or the name of a repository of the Hub.")
-    parser.add_argument("--processes", type=int, default=1, help="That train candidates, for example one a GPU.")
+    parser.add_argument(
+        "--processes", type=int, help="That train candidates, for example one a GPU. Default: candidate_processes."
+    )
     parser.add_argument("--num_examples", type=int, help="Rows of the training data.")
     parser.add_argument("--sequence_length", type=int, default=128, help="Tokens of a row, to measure a step with.")
     parser.set_defaults(output_dir=".")

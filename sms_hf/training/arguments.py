@@ -12,7 +12,7 @@ from ..sparsity.pruning import CRITERIA, SCOPES, check_options, pattern_sparsity
 from ..sparsity.schedules import RETRAIN_SCHEDULES
 from .candidates import Phase, vary_candidates
 from .fanout import Processes
-from .groups import defer_sharding_, make_group, wants_sharding
+from .groups import defer_sharding_, wants_sharding
 from .launch import join_processes
 from .learning_rate import check_schedule
 from .methods import METHODS, Request, make_plan
@@ -193,7 +193,8 @@ class SparseSoupArguments(_TrainingArguments):
                 "Expected no `deepspeed`: it keeps its own fp32 copy of the weights and steps inside backward(), so masks would "
                 "not hold. Shard large candidates by candidate_processes and fsdp=True."
             )
-        make_group(processes, self.candidate_processes)
+        if self.candidate_processes < 1:
+            raise ValueError(f"candidate_processes must be at least 1, got {self.candidate_processes}.")
         defer_sharding_(self)
         if not processes.is_main:
             self.disable_tqdm = True

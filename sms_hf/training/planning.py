@@ -8,6 +8,7 @@ from typing import Any
 
 from .arguments import SparseSoupArguments
 from .candidates import Candidate, Phase
+from .groups import wants_sharding
 
 MODELS_BESIDE_CANDIDATES = 1
 """Models that a phase needs besides its candidates: first the parent, then the trial that becomes the soup."""
@@ -78,24 +79,26 @@ class Forecast:
 
     Attributes:
         processes (`int`): That train candidates.
+        group_size (`int`): Processes that train a candidate together.
         candidates (`tuple[int, ...]`): Candidates of every phase.
         steps (`tuple[int | None, ...]`): Optimizer steps of every training that is still to come, in order; None where the
             number of training examples is not known.
         rounds (`int`): Trainings one after the other, where all of a phase take equally long.
         serial_steps (`float`, *optional*): Steps one after the other, when candidates wait in a queue for the next free
-            process. A candidate whose steps see twice the examples of the arguments' own counts double.
+            group of processes. A candidate whose steps see twice the examples of the arguments' own counts double.
         disk_bytes (`int`): At the fullest, in `output_dir`, without the files of loggers.
         free_bytes (`int`, *optional*): That the run may fill, what it holds already included.
         memory_bytes (`int`): Of one process on the device that trains, without activations.
         copy_bytes (`int`): Of one process on the CPU: the weights that candidates are copied from, and bool masks.
         on_cpu (`bool`): Whether both lie in the same memory.
-        step_examples (`int`): Examples of a step by the run's own arguments.
+        step_examples (`int`): Examples of a step on one process, by the run's own arguments.
         seconds_per_step (`float`, *optional*): Measured, for a step by the run's own arguments.
         peak_bytes (`int`, *optional*): Measured: most memory that this process held, activations included.
         notes (`tuple[str, ...]`): What could not be told, and why.
     """
 
     processes: int
+    group_size: int
     candidates: tuple[int, ...]
     steps: tuple[int | None, ...]
     rounds: int
@@ -136,7 +139,7 @@ def forecast(
     plan: Sequence[Phase],
     args: SparseSoupArguments,
     facts: ModelFacts,
-    processes: int = 1,
+    processes: int | None = None,
     num_examples: int | None = None,
     seconds_per_step: float | None = None,
     peak_bytes: int | None = None,
@@ -155,13 +158,14 @@ def forecast(
     in each folder.
 
     Memory of a process: weights, gradients, the optimizer's state, the masks in the dtype of the weights, with feedback (DPF)
-    the dense weights; the model that all are copied from stays on the CPU. Averaging and scoring need less than training.
+    the dense weights, all of it shared with the group where it is sharded; the model that all are copied from stays on the
+    CPU. Averaging and scoring need less than training.
 
     Args:
         plan (`Sequence[Phase]`): `args.make_plan()`.
         args ([`SparseSoupArguments`]): Of the run.
         facts ([`ModelFacts`]): Of the model.
-        processes (`int`, *optional*, defaults to 1): That train candidates, at least 1.
+        processes (`int`, *optional*): That train candidates. Default: `args.candidate_processes`.
         num_examples (`int`, *optional*): Rows of the training data, if known.
         seconds_per_step (`float`, *optional*): A measurement, as `peak_bytes`.
         free_bytes (`int`, *optional*): Of the disk; none: no warning.
@@ -169,11 +173,16 @@ def forecast(
         notes (`Sequence[str]`, *optional*): Further remarks.
 
     Raises:
-        ValueError: For a number of processes or examples below 1.
+        ValueError: For a number of examples below 1, or of processes that is no multiple of `args.candidate_processes`.
     """
+    size = args.candidate_processes
+    processes = size if processes is None else processes
     for name, value in (("processes", processes), ("num_examples", num_examples)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+    if processes % size:
+        raise ValueError(f"processes must be a multiple of candidate_processes={size}, got {processes}.")
+    groups = processes // size
     own = step_examples(args, {})
     todo = [[c for c in p.candidates if (p.number, c.name) not in finished and not _untrained(args, c)] for p in plan]
     steps = [num_steps(args, candidate.overrides, num_examples) for phase in todo for candidate in phase]
@@ -183,7 +192,7 @@ def forecast(
             [(num_steps(args, c.overrides, num_examples) or 0) * step_examples(args, c.overrides) / own for c in phase]
             for phase in todo
         ]
-        serial = sum(makespan(phase, processes) for phase in lengths)
+        serial = sum(makespan(phase, groups) for phase in lengths)
     else:
         what = "the number of training examples is not known (num_examples)"
         notes = [*notes, f"{what}: no number of steps, no estimate of time"]
@@ -192,11 +201,12 @@ def forecast(
     trained = [(phase, candidate) for phase, some in zip(plan, todo, strict=True) for candidate in some]
     return Forecast(
         processes=processes,
+        group_size=size,
         candidates=tuple(len(phase.candidates) for phase in plan),
         steps=tuple(steps),
-        rounds=sum(math.ceil(len(phase) / processes) for phase in todo),
+        rounds=sum(math.ceil(len(phase) / groups) for phase in todo),
         serial_steps=serial,
-        disk_bytes=_disk_bytes(plan, args, facts, processes, num_examples),
+        disk_bytes=_disk_bytes(plan, args, facts, groups, num_examples),
         free_bytes=free_bytes,
         memory_bytes=max((_memory_bytes(args, facts, *each) for each in trained), default=facts.weight_bytes),
         copy_bytes=facts.weight_bytes + facts.num_prunable,
@@ -231,7 +241,7 @@ def num_steps(args: SparseSoupArguments, overrides: Mapping[str, Any], num_examp
 
 
 def step_examples(args: SparseSoupArguments, overrides: Mapping[str, Any]) -> int:
-    """Examples that an optimizer step of a candidate sees."""
+    """Examples that an optimizer step of a candidate sees on one process."""
     batch = _value(args, overrides, "per_device_train_batch_size")
     return batch * _value(args, overrides, "gradient_accumulation_steps")
 
@@ -240,7 +250,10 @@ def _steps_per_epoch(args: SparseSoupArguments, overrides: Mapping[str, Any], nu
     if num_examples is None:
         return None
     batches = num_examples / _value(args, overrides, "per_device_train_batch_size")
-    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+    if args.dataloader_drop_last:
+        batches = math.floor(batches) // args.candidate_processes
+    else:
+        batches = math.ceil(math.ceil(batches) / args.candidate_processes)
     return max(math.ceil(batches / _value(args, overrides, "gradient_accumulation_steps")), 1)
 
 
@@ -257,7 +270,7 @@ def _value(args: SparseSoupArguments, overrides: Mapping[str, Any], name: str) -
 
 
 def _disk_bytes(
-    plan: Sequence[Phase], args: SparseSoupArguments, facts: ModelFacts, processes: int, num_examples: int | None
+    plan: Sequence[Phase], args: SparseSoupArguments, facts: ModelFacts, groups: int, num_examples: int | None
 ) -> int:
     """At the fullest: every phase while it is trained and while it is merged, and the end."""
     stay, wait, peak = 0, 0, 0  # Models that stay until the end, and those that wait for the next merge.
@@ -267,7 +280,7 @@ def _disk_bytes(
             (_checkpoint_bytes(args, facts, phase, c, num_examples) for c in phase.candidates), reverse=True
         )
         here = stay + wait + count
-        peak = max(peak, (here + parents) * facts.folder_bytes + sum(writing[:processes]))
+        peak = max(peak, (here + parents) * facts.folder_bytes + sum(writing[:groups]))
         if phase.merge == "none":
             wait += count + parents
             continue
@@ -324,10 +337,11 @@ def _saves(args: SparseSoupArguments, overrides: Mapping[str, Any], num_examples
 
 
 def _memory_bytes(args: SparseSoupArguments, facts: ModelFacts, phase: Phase, candidate: Candidate) -> int:
-    """Of one process on the device that trains a candidate, without activations."""
+    """Of one process on the device that trains a candidate, without activations; of a sharded candidate, its share."""
     masks = (2 if phase.feedback else 1) * facts.num_prunable * facts.itemsize
     gradients = facts.trainable * facts.itemsize
-    return math.ceil(facts.weight_bytes + gradients + optimizer_bytes(args, candidate.overrides, facts) + masks)
+    whole = facts.weight_bytes + gradients + optimizer_bytes(args, candidate.overrides, facts) + masks
+    return math.ceil(whole / (args.candidate_processes if wants_sharding(args) else 1))
 
 
 def optimizer_bytes(args: SparseSoupArguments, overrides: Mapping[str, Any], facts: ModelFacts) -> int:
@@ -366,7 +380,7 @@ def plan_lines(cost: Forecast) -> Iterator[str]:
     if cost.serial_steps:
         line += f", {cost.serial_steps:,.0f} one after the other"
     yield line
-    idle = cost.processes - max(cost.candidates)
+    idle = cost.processes - max(cost.candidates) * cost.group_size
     if idle > 0:
         yield f"no phase has more than {max(cost.candidates)} candidate(s): {idle} of {cost.processes} processes stay idle"
     if cost.seconds is not None and cost.seconds_per_step is not None:
@@ -396,7 +410,8 @@ def estimate_line(cost: Forecast, seconds_per_step: float) -> str | None:
 
 def _trainings(cost: Forecast) -> str:
     line = f"{_range(cost.candidates, 'candidate')} x {_count(cost.num_phases, 'phase')} on "
-    line += f"{_count(cost.processes, 'process')}: {_count(cost.trainings, 'training')}"
+    together = f", {cost.group_size} for each candidate" if cost.group_size > 1 else ""
+    line += f"{_count(cost.processes, 'process')}{together}: {_count(cost.trainings, 'training')}"
     known = [steps for steps in cost.steps if steps is not None]
     return f"{line} of {_range(known, 'step')}" if known else line
 

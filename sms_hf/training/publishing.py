@@ -18,6 +18,7 @@ from ..soup.checkpoint import MASKS
 from ..sparsity.masks import Masks, check_fingerprint
 from .retraining import RetrainingMixin
 from .run_directory import RunDirectory, model_files, remove_unfinished, write_json, write_record
+from .say import say
 from .weights import no_progress_bars
 
 CARD_METADATA = {
@@ -167,7 +168,7 @@ class PublishingMixin(RetrainingMixin):
 
     def _say(self, line: str) -> None:
         if self.args.processes.is_main:
-            print(line, flush=True)
+            say(line)
 
 
 def _best_of_three(action: Any) -> float:

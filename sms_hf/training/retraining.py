@@ -37,6 +37,7 @@ from .run_directory import (
     remove_weights,
     write_record,
 )
+from .say import say
 from .spawning import candidate_args, spawn
 from .stopping import leave_if_wished, stop_wished
 from .weights import load_weights_
@@ -161,7 +162,7 @@ class RetrainingMixin(MergingMixin):
             remove_weights(folder)
         write_record(path, record | {"seconds": time.time() - start}, model_files(folder))
         remove_checkpoints(folder)
-        print(candidate_line(phase.number, read_record(path), self.args.selection_metric[0]), flush=True)
+        say(candidate_line(phase.number, read_record(path), self.args.selection_metric[0]))
         there = [path for c in phase.candidates if (path := run.candidate_record(phase.number, c.name)).is_file()]
         self._check_enough(phase, [read_record(path) for path in there])
 
@@ -244,7 +245,7 @@ class RetrainingMixin(MergingMixin):
         # Where Trainer itself saves: what it had to do after this step is done, and is part of its state.
         if self._is_candidate and anyone(stop_wished()):
             self._save_checkpoint(self.model, trial=None)
-            print(f"{Path(str(self.args.output_dir)).name}: saved at step {self.state.global_step}", flush=True)
+            say(f"{Path(str(self.args.output_dir)).name}: saved at step {self.state.global_step}")
             leave_if_wished(True)
 
     # ---- Learning rate -----------------------------------------------------------------------------------------------

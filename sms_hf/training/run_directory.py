@@ -24,6 +24,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .say import say
+
 INTERNAL = "_run"  # Trainer.push_to_hub leaves out what begins with an underscore.
 CHECKPOINT_RECORD = "whole.json"
 """Written last into every checkpoint of Trainer, which writes its files one after the other under their own names."""
@@ -109,9 +111,7 @@ class RunDirectory:
             )
         before = self.whole(self.run_record)
         if before is None:
-            print(
-                f"{self.run_record}: written again, with the settings of now, which could not be compared", flush=True
-            )
+            say(f"{self.run_record}: written again, with the settings of now, which could not be compared")
             write_record(self.run_record, settings)
             return
         changed = differences(before, json.loads(json.dumps(settings)))
@@ -134,7 +134,7 @@ class RunDirectory:
             if files:
                 check_files(record)
         except DamagedError as error:
-            print(f"damaged, to be made again: {error}", flush=True)
+            say(f"damaged, to be made again: {error}")
             record.unlink()
             return None
         return value
@@ -248,7 +248,7 @@ def last_checkpoint(folder: Path) -> str | None:
             if best is not None and Path(best) not in {*whole.values(), path}:
                 raise DamagedError(f"{path} needs {best}, which is gone")
         except DamagedError as error:
-            print(f"damaged, going on from before it: {error}", flush=True)
+            say(f"damaged, going on from before it: {error}")
             shutil.rmtree(path)
         else:
             whole[path.name] = path

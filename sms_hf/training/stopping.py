@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .say import say
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO_SECONDS = 5.0
 """Ctrl-C reaches a process twice, from the terminal and from its launcher: so soon after the first it is the same wish."""
@@ -59,6 +61,6 @@ def _note(number: int, _frame=None) -> None:
     global _wish, _since
     if _wish is None:
         _wish, _since = number, time.monotonic()
-        print(f"{signal.Signals(number).name}: ending after this step", flush=True)
+        say(f"{signal.Signals(number).name}: ending after this step")
     elif time.monotonic() - _since > ECHO_SECONDS:
         raise Stopped(number)

@@ -23,6 +23,7 @@ from ..sparsity.pruning import find_weights
 from .arguments import SparseSoupArguments
 from .planning import Forecast, ModelFacts, estimate_line, forecast
 from .run_directory import RunDirectory
+from .say import say
 from .spawning import silent_args, spawn
 from .weights import forget_accelerate_
 
@@ -87,7 +88,7 @@ def plan_model(
     model: nn.Module,
     args: SparseSoupArguments,
     trainer_class: Any,
-    processes: int = 1,
+    processes: int | None = None,
     num_examples: int | None = None,
     sequence_length: int = 128,
     other_bytes: int = 0,
@@ -242,6 +243,9 @@ def _probe_args(args: SparseSoupArguments, folder: str) -> SparseSoupArguments:
         min_candidates=1,
         vary=None,
         pruning_method="pruned",
+        candidate_processes=1,
+        fsdp=None,
+        fsdp_config=None,
     )
 
 
@@ -288,7 +292,7 @@ class TimeEstimate(_Clock):
             line = estimate_line(self._cost, self.seconds_per_step(1) * self._cost.step_examples / examples)
             self._cost = None
             if line is not None:
-                print(line, flush=True)
+                say(line)
 
 
 @contextmanager

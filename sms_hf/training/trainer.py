@@ -14,6 +14,7 @@ from ..sparsity.prunable import find_prunable
 from .arguments import SparseSoupArguments
 from .candidates import Phase
 from .failures import disk_error, is_disk_error
+from .groups import make_group
 from .planning import start_lines
 from .progress import dense_line, parent_line, soup_lines
 from .publishing import PublishingMixin
@@ -217,6 +218,7 @@ class SparseSoupMixin(PublishingMixin):
                 f"resume_from_checkpoint must be True or False, got {resume_from_checkpoint!r}. A run is resumed from its "
                 "output_dir, whatever it had finished."
             )
+        make_group(self.args.processes, self.args.candidate_processes)
         if self.optimizer is not None or self.lr_scheduler is not None:
             raise ValueError(
                 "Expected no `optimizers`: one optimizer cannot serve several candidates. Pass "

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -107,9 +108,7 @@ def test_cells_are_fanned_out_once_and_end_in_a_table(toy, tmp_path):
     # IMP does not depend on the number of candidates: 2 runs; SMS: 2 numbers x 2 seeds.
     assert len(results) == 6
     assert "6 cells, 0 of them done; 2 process(es)" in first.stdout
-    assert sorted(line.split("]")[0] for line in first.stdout.splitlines() if line[:1] == "[") == [
-        f"[{i}/6" for i in range(1, 7)
-    ]
+    assert sorted(re.findall(r"\[(\d)/6\]", first.stdout)) == list("123456")
     assert not list(out.rglob("seed-*/**/*.safetensors")), "weights of finished cells are gone"
     assert len(list(out.rglob("dense-seed-*/model.safetensors"))) == 2
 

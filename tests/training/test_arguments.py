@@ -126,6 +126,8 @@ def test_sharding_is_refused_where_it_would_silently_be_ddp(make_args):
         make_args(fsdp=True)
 
 
-def test_processes_of_a_candidate_must_divide_all(make_args):
+def test_processes_of_a_candidate_must_divide_all(make_args, make_trainer):
+    with pytest.raises(ValueError, match="candidate_processes must be at least 1, got 0"):
+        make_args(candidate_processes=0)
     with pytest.raises(ValueError, match="candidate_processes must divide the number of processes, got 2 of 1"):
-        make_args(candidate_processes=2)
+        make_trainer({"candidate_processes": 2}).train()

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from conftest import collate, reversal, tiny_t5
 from sms_hf import SparseSoupTrainer, SparseSoupTrainingArguments
+from sms_hf.training.say import say
 from transformers import TrainerCallback
 
 output, fault = sys.argv[1], sys.argv[2]
@@ -26,8 +28,7 @@ once = Path(output + ".once")
 class Fault(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         where = Path(args.output_dir)
-        sys.stdout.write(f"BEGINS {{where.parent.name}} {{where.name}} {{state.global_step}}\\n")  # In one piece.
-        sys.stdout.flush()
+        say(f"BEGINS {{where.parent.name}} {{where.name}} {{state.global_step}} ")
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.output_dir.endswith("phase-1/candidate-2") and state.global_step == 5 and not once.exists():
@@ -50,7 +51,7 @@ args = SparseSoupTrainingArguments(
     candidate_processes=int(os.environ.get("GROUP", 1)), dataloader_pin_memory=False, use_cpu=True,
     ddp_timeout=int(os.environ.get("TIMEOUT", 1800)),
 )
-print("PROCESS", args.processes.rank, args.processes.world_size, args.processes.session, flush=True)
+say(f"PROCESS {{args.processes.rank}} {{args.processes.world_size}} {{args.processes.session}} ")
 Path(output + f".world-{{args.processes.world_size}}").touch()
 Path(output + ".pid-" + os.environ.get("MACHINE", "")).write_text(str(os.getpid()))
 trainer = SparseSoupTrainer(
@@ -109,8 +110,12 @@ def free_port() -> int:
 
 def begins(out: str, phase: int, candidate: int) -> list[int]:
     """The steps at which a candidate's training was begun."""
-    lines = [line.split() for line in out.splitlines() if line.startswith("BEGINS")]
-    return [int(line[3]) for line in lines if line[1:3] == [f"phase-{phase}", f"candidate-{candidate}"]]
+    return [int(step) for step in re.findall(rf"BEGINS phase-{phase} candidate-{candidate} (\d+) ", out)]
+
+
+def joined(out: str) -> list[tuple[int, int, int]]:
+    """Rank, number of processes and session of all that were started, in the order in which they said so."""
+    return [(int(a), int(b), int(c)) for a, b, c in re.findall(r"PROCESS (\d+) (\d+) (\d+) ", out)]
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +134,7 @@ def test_a_killed_process_costs_the_steps_since_its_checkpoint(tmp_path, undistu
     assert begins(out, 1, 2) == [0, 4], "killed at step 5, saved at step 4"
     assert begins(out, 1, 3)[0] == 0
     assert begins(out, 2, 1) == [0], "after the restart nothing is disturbed"
-    assert sorted(line for line in out.splitlines() if line.startswith("PROCESS")) == [
-        f"PROCESS {rank} 2 {session}" for rank in (0, 1) for session in (1, 2)
-    ]
+    assert sorted(joined(out)) == [(rank, 2, session) for rank in (0, 1) for session in (1, 2)]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -184,7 +187,7 @@ def test_two_machines_make_the_same_soup(tmp_path, undisturbed):
     job = Job(tmp_path)
     results = machines(job, "none")
     assert [status for status, _, _ in results] == [0, 0], results[0][2] + results[1][2]
-    assert ["PROCESS 0 2 1" in results[0][1], "PROCESS 1 2 1" in results[1][1]] == [True, True]
+    assert [joined(out) for _, out, _ in results] == [[(0, 2, 1)], [(1, 2, 1)]]
     assert job.models() == undisturbed
 
 
@@ -235,5 +238,4 @@ def test_a_machine_that_comes_later_and_one_that_goes_away(tmp_path, undisturbed
     end(second)
     assert status == 0, err
     assert job.models() == undisturbed
-    worlds = [line.split()[2] for line in out.splitlines() if line.startswith("PROCESS")]
-    assert worlds == ["1", "2", "1"], out
+    assert [world for _, world, _ in joined(out)] == [1, 2, 1], out

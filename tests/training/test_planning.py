@@ -254,6 +254,23 @@ def test_idle_processes_and_uneven_steps_are_told(cost):
     assert second == "no phase has more than 2 candidate(s): 6 of 8 processes stay idle"
 
 
+def test_groups_of_processes_share_steps_and_shards(cost, monkeypatch):
+    # 100 examples in batches of 4 are 25 batches, of which each process of two takes 13.
+    plan = cost(processes=4, candidate_processes=2)
+    first, second, *_ = plan_lines(plan)
+    trainings, steps = "6 trainings of 39 steps", "234 in all, 156 one after the other"
+    assert first == f"3 candidates x 2 phases on 4 processes, 2 for each candidate: {trainings}, {steps}"
+    assert second.startswith("disk"), "two groups for three candidates: none is idle"
+    assert cost(processes=2, candidate_processes=2, dataloader_drop_last=True).steps == (36,) * 6
+    assert cost(processes=8, candidate_processes=2).serial_steps == 78
+    assert list(plan_lines(cost(processes=8, candidate_processes=2)))[1].endswith("2 of 8 processes stay idle")
+    with pytest.raises(ValueError, match="processes must be a multiple of candidate_processes=2, got 3"):
+        cost(processes=3, candidate_processes=2)
+    assert plan.memory_bytes == cost().memory_bytes, "DDP: every process holds all"
+    monkeypatch.setattr("sms_hf.training.planning.wants_sharding", lambda args: True)
+    assert cost(processes=4, candidate_processes=2).memory_bytes == cost().memory_bytes / 2
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [(512, "512 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (9_949, "9.9 kB"), (9_951, "10 kB"), (999_600, "1.0 MB")]
