@@ -145,7 +145,6 @@ def forecast(
     peak_bytes: int | None = None,
     free_bytes: int | None = None,
     finished: Collection[tuple[int, str]] = (),
-    notes: Sequence[str] = (),
 ) -> Forecast:
     """
     What a run will cost.
@@ -170,7 +169,6 @@ def forecast(
         seconds_per_step (`float`, *optional*): A measurement, as `peak_bytes`.
         free_bytes (`int`, *optional*): Of the disk; none: no warning.
         finished (`Collection[tuple[int, str]]`, *optional*): Phase and name of candidates that need not be trained.
-        notes (`Sequence[str]`, *optional*): Further remarks.
 
     Raises:
         ValueError: For a number of examples below 1, or of processes that is no multiple of `args.candidate_processes`.
@@ -186,7 +184,7 @@ def forecast(
     own = step_examples(args, {})
     todo = [[c for c in p.candidates if (p.number, c.name) not in finished and not _untrained(args, c)] for p in plan]
     steps = [num_steps(args, candidate.overrides, num_examples) for phase in todo for candidate in phase]
-    serial = None
+    serial, notes = None, []
     if None not in steps:
         lengths = [
             [(num_steps(args, c.overrides, num_examples) or 0) * step_examples(args, c.overrides) / own for c in phase]
@@ -195,9 +193,9 @@ def forecast(
         serial = sum(makespan(phase, groups) for phase in lengths)
     else:
         what = "the number of training examples is not known (num_examples)"
-        notes = [*notes, f"{what}: no number of steps, no estimate of time"]
+        notes.append(f"{what}: no number of steps, no estimate of time")
         if _saves(args, {}, None) is None:
-            notes = [*notes, "checkpoints of a candidate cannot be counted without it: two are taken"]
+            notes.append("checkpoints of a candidate cannot be counted without it: two are taken")
     trained = [(phase, candidate) for phase, some in zip(plan, todo, strict=True) for candidate in some]
     return Forecast(
         processes=processes,

@@ -104,31 +104,24 @@ def plan_model(
         sequence_length (`int`, *optional*, defaults to 128): Tokens of a row, on both sides of a translation.
         other_bytes (`int`, *optional*): As in [`ModelFacts`].
     """
-    plan, measured, notes = args.make_plan(), None, []
+    facts, free = model_facts(model, args, other_bytes), free_disk(RunDirectory(str(args.output_dir)))
+    cost = forecast(args.make_plan(), args, facts, processes, num_examples, free_bytes=free)
     rows = made_up_rows(model, step_rows := args.train_batch_size * args.gradient_accumulation_steps, sequence_length)
     if rows is None:
-        notes.append(
-            f"no estimate of time: no rows can be made up for {type(model).__name__}; plan_run(trainer) measures on its own data"
-        )
-    else:
-        try:
-            # A folder of its own: Trainer makes the one that it is given.
-            with tempfile.TemporaryDirectory() as folder:
-                own = replace(silent_args(args), output_dir=folder)
-                measured = measure_steps(trainer_class(model, own, train_dataset=rows, eval_dataset=rows[:step_rows]))
-        except Exception as error:  # Disk and memory are told all the same.
-            notes.append(f"no estimate of time: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
-    return forecast(
-        plan,
-        args,
-        model_facts(model, args, other_bytes),
-        processes,
-        num_examples,
-        seconds_per_step=measured and measured.seconds_per_step,
-        peak_bytes=measured and measured.peak_bytes,
-        free_bytes=free_disk(RunDirectory(str(args.output_dir))),
-        notes=notes,
-    )
+        what = f"no rows can be made up for {type(model).__name__}; plan_run(trainer) measures on its own data"
+        return _without_time(cost, what)
+    try:
+        # A folder of its own: Trainer makes the one that it is given.
+        with tempfile.TemporaryDirectory() as folder:
+            own = replace(silent_args(args), output_dir=folder)
+            measured = measure_steps(trainer_class(model, own, train_dataset=rows, eval_dataset=rows[:step_rows]))
+    except Exception as error:  # Disk and memory are told all the same.
+        return _without_time(cost, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+    return replace(cost, seconds_per_step=measured.seconds_per_step, peak_bytes=measured.peak_bytes)
+
+
+def _without_time(cost: Forecast, reason: str) -> Forecast:
+    return replace(cost, notes=(f"no estimate of time: {reason}", *cost.notes))
 
 
 # ---- Facts ---------------------------------------------------------------------------------------------------------------
