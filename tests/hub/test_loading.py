@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 from conftest import tiny_t5
 from safetensors.torch import load_file
 from transformers import (
@@ -87,6 +88,23 @@ def test_from_pretrained_gives_the_same_weights(tmp_path, name, form, options):
     assert not any(info.values())
     assert not hasattr(loaded.config, "quantization_config"), "an ordinary model"
     assert not getattr(loaded, "hf_quantizer", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [("bert", "bert.encoder.layer"), ("mixtral, experts fused on loading", "model.layers")]
+)
+def test_layers_on_the_disk_hold_the_same_weights(tmp_path, name, layers):
+    model = MODELS[name]()
+    folder = packed(model, tmp_path / "model")
+    where = {
+        module: "cpu" for module, _ in model.named_modules() if layers not in module and not layers.startswith(module)
+    }
+    where |= {f"{layers}.0": "disk", f"{layers}.1": "cpu"}
+    loaded = type(model).from_pretrained(folder, variant="sparse", device_map=where, offload_folder=tmp_path / "disk")
+    assert list((tmp_path / "disk").glob(f"{layers}.0.*"))
+    found, expected = get_state_dict_offloaded_model(loaded), model.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 @pytest.mark.parametrize("name", MODELS)
