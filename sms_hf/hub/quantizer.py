@@ -48,6 +48,11 @@ class Unpack(ConversionOps):
             coded = coded if isinstance(coded, list) else [coded]
             if not coded:
                 weights[pattern] = values
+            elif getattr(kwargs.get("model"), "_tp_size", None) is not None:
+                raise CompactError(
+                    f"{full_layer_name}: expected no tensor parallelism, which cuts packed tensors. Load the dense form (no "
+                    "variant), or make it first: sms-hf unpack."
+                )
             elif len(coded) == len(values):
                 pairs = zip(values, coded, strict=True)
                 weights[pattern] = [unpack_tensor(v.cpu(), c.cpu()).to(v.device) for v, c in pairs]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from transformers import (
     GPT2LMHeadModel,
     GptOssConfig,
     GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     MarianConfig,
     MarianMTModel,
     MixtralConfig,
@@ -29,6 +32,8 @@ from transformers import (
 )
 
 from sms_hf import CompactError, load, pack, prune
+from sms_hf.hub.compact_file import MASK
+from sms_hf.hub.quantizer import Unpack
 from sms_hf.soup.checkpoint import CheckpointError
 
 DECODER = {
@@ -228,3 +233,27 @@ def test_stock_transformers_is_right_or_loud_and_never_random(tmp_path):
     assert lines[1].startswith("RuntimeError You set `ignore_mismatched_sizes` to `False`")
     assert lines[2].startswith("RuntimeError You set `ignore_mismatched_sizes` to `False`")
     assert lines[3].startswith("OSError Error no file named model.safetensors")
+
+
+PARALLEL = """
+import sms_hf, torch, sys
+from transformers import LlamaForCausalLM
+for form in (None, "sparse"):
+    model = LlamaForCausalLM.from_pretrained(sys.argv[1], tp_plan="auto", variant=form)
+    assert tuple(model.model.layers[0].mlp.up_proj.weight.to_local().shape) == (32, 32), "half of the rows"
+    print("loaded", form, flush=True)
+"""
+
+
+def test_packed_tensors_are_not_cut_by_tensor_parallelism(tmp_path):
+    packed(LlamaForCausalLM(LlamaConfig(**DECODER)), tmp_path)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
+    command += [sys.executable, "-c", PARALLEL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode != 0
+    assert "loaded None" in done.stdout
+    assert "loaded sparse" not in done.stdout
+    # The launcher may end the process that says why before it has.
+    cut, tensors = SimpleNamespace(_tp_size=2), {"weight": [torch.ones(3)], f"weight{MASK}": [torch.ones(3)]}
+    with pytest.raises(CompactError, match="expected no tensor parallelism, which cuts packed tensors"):
+        Unpack(SimpleNamespace()).convert(tensors, [], [], model=cut, missing_keys=set())
