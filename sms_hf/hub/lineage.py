@@ -62,7 +62,7 @@ def make_lineage(
     return {
         "format": FORMAT,
         "parent": {"name": None if is_local else parent, "revision": None if is_local else revision},
-        "model": settings["model"],
+        "model": {key: settings["model"][key] for key in ("class", "num_parameters")},
         "metric": report["metric"],
         "sparsity": masks.sparsity(),
         "model_sparsity": (masks.num_weights - masks.num_kept) / settings["model"]["num_parameters"],

@@ -1,6 +1,7 @@
 """What a run writes about itself: pure functions from results to JSON values."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.trainer_utils import TrainOutput
 
 from ..sparsity.masks import Masks
@@ -34,6 +36,8 @@ DECIDING = (
     "exclude_modules",
     "max_sparsity_per_layer",
     "candidate_processes",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
     "metric_for_best_model",
     "greater_is_better",
     "load_best_model_at_end",
@@ -58,10 +62,23 @@ def run_settings(
     return {
         "arguments": deciding_arguments(args),
         "plan": [dataclasses.asdict(phase) for phase in plan],
-        "model": {"class": type(model).__name__, "num_parameters": sum(p.numel() for p in model.parameters())},
+        "model": {
+            "class": type(model).__name__,
+            "num_parameters": sum(p.numel() for p in model.parameters()),
+            "config": _own_config(model),
+        },
         "num_examples": dict(num_examples),
         "versions": {package: version(package) for package in PACKAGES},
     }
+
+
+def _own_config(model: Any) -> dict[str, Any]:
+    """What the model's configuration (dropout, for one) has other than its class; not where it came from, which may move."""
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        return {}
+    values = json.loads(config.to_json_string(use_diff=True))
+    return {key: value for key, value in values.items() if key not in ("_name_or_path", "transformers_version")}
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,10 @@ def test_a_folder_with_another_run_is_refused(make_trainer):
         make_trainer().train()
     with pytest.raises(ValueError, match=r"got others: arguments.learning_rate: 0.003 -> 0.0001. Resume with the same"):
         make_trainer({"learning_rate": 1e-4}).train(resume_from_checkpoint=True)
+    other = tiny_t5()
+    other.config.dropout_rate, other.config._name_or_path = 0.25, "moved"
+    with pytest.raises(ValueError, match=r"got others: model.config.dropout_rate: [^;]+ -> 0.25. Resume with the same"):
+        make_trainer(model=other).train(resume_from_checkpoint=True)
 
 
 def test_a_run_that_stopped_before_pruning_does_not_bar_the_folder(make_trainer):
