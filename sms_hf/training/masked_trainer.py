@@ -20,7 +20,7 @@ from .groups import embeddings_in_one_piece, wait_for_group
 from .masking import MaskEnforcer
 from .optimizer_state import keep_state_dtypes_
 from .run_directory import read_seal, seal_checkpoint
-from .weights import ignores_num_items_in_batch, no_progress_bars, shifts_labels, state_dict_names
+from .weights import freeze_left_out_, ignores_num_items_in_batch, no_progress_bars, shifts_labels, state_dict_names
 
 # To a type checker the mixin is a Trainer; at run time it stands before whichever Trainer the user's class names.
 _Trainer = Trainer if TYPE_CHECKING else object
@@ -40,6 +40,7 @@ class MaskedTrainerMixin(_Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        freeze_left_out_(self.model)
         if ignores_num_items_in_batch(self.model):
             self.model_accepts_loss_kwargs = False
         self._loss_shifts_labels = shifts_labels(self.model)

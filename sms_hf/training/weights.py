@@ -33,7 +33,12 @@ def load_weights_(model: nn.Module, folder: str | Path) -> None:
         unknown = [name for name in checkpoint.shapes if name not in state]
         loaded = {state[name].data_ptr() for name in checkpoint.shapes if name in state}
         # A tied tensor stands in the file under one of its names.
-        missing = [name for name, tensor in state.items() if tensor.numel() and tensor.data_ptr() not in loaded]
+        computed = left_out_on_save(model)
+        missing = [
+            name
+            for name, tensor in state.items()
+            if tensor.numel() and tensor.data_ptr() not in loaded and name not in computed
+        ]
         wrong = [n for n, shape in checkpoint.shapes.items() if n in state and tuple(state[n].shape) != shape]
         if unknown or missing or wrong:
             raise CheckpointError(
@@ -42,6 +47,23 @@ def load_weights_(model: nn.Module, folder: str | Path) -> None:
             )
         for name in checkpoint.shapes:
             state[name].copy_(checkpoint.rows(name, 0, ROWS))
+
+
+def left_out_on_save(model: nn.Module) -> set[str]:
+    """Names of the state dict that a class leaves out of its files because it computes them: Marian's positions."""
+    return set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+
+
+def freeze_left_out_(model: nn.Module) -> None:
+    """
+    Keep what no file will hold from being trained: the training would be lost with the next save.
+
+    A fresh Marian has its sinusoidal positions frozen; `from_pretrained` gives them back as if they were to be learned.
+    """
+    for name in left_out_on_save(model):
+        tensor = model.state_dict(keep_vars=True).get(name)
+        if isinstance(tensor, nn.Parameter):
+            tensor.requires_grad_(False)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ import pytest
 import sentencepiece
 import wmt16_t5 as recipe
 import yaml
+from hub.server import Hub
+from hub.translators import marian_folder
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -29,10 +31,26 @@ from transformers import (
     NllbTokenizer,
 )
 
+from sms_hf.demo import demo_corpus
+
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "wmt16_t5.py"
 CORPUS = ROOT.parent / "shared" / "data" / "multi30k"
 MODEL = ROOT.parent / "shared" / "models" / "t5-tiny-multi30k-en-de"
+
+PULLED_BY_NAME = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+model, tokenizer = (auto.from_pretrained("tester/marian-soup") for auto in (AutoModelForSeq2SeqLM, AutoTokenizer))
+tokens = model.generate(**tokenizer(sys.argv[1], return_tensors="pt"), max_new_tokens=30)
+print(json.dumps({
+    "sum": sum(float(p.detach().double().abs().sum()) for p in model.parameters()),
+    "zeros": sum(int((p == 0).sum()) for p in model.parameters()),
+    "text": tokenizer.batch_decode(tokens, skip_special_tokens=True)[0],
+}))
+"""
+"""Run in a fresh process by somebody who knows only the name."""
 
 PAIRS = [{"en": f"number {i}", "de": f"Nummer {i}"} for i in range(6)]
 
@@ -240,7 +258,7 @@ def test_the_demo_ends_with_a_table_and_a_model(tmp_path):
     assert any("nrefs:1|case:mixed|eff:no|tok:13a" in line for line in lines)
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert model.generation_config.max_length > 20
-    tokens = model.generate(**tokenizer("the dog sees the cat.", return_tensors="pt"))
+    tokens = model.generate(**tokenizer(sys.argv[1], return_tensors="pt"))
     assert tokenizer.batch_decode(tokens, skip_special_tokens=True)[0]
 
 
@@ -265,3 +283,36 @@ def test_the_real_corpus_and_translator_on_a_few_sentences(tmp_path):
     assert report["dense"]["bleu"] > 25
     # Of 40 % each: 36 matrices of 128 x 128 and 12 of 128 x 256.
     assert report["phases"][1]["parent"]["num_kept"] == 36 * 6554 + 12 * 13107
+
+
+def test_a_marian_with_sentencepiece_is_pruned_souped_and_pulled_back_by_name(tmp_path):
+    """What users of opus-mt models do: a local Marian, JSON Lines of pairs, the Hub, and a translation with the soup."""
+    phrasebook, run_dir = demo_corpus(40, 1, 1)["train"], tmp_path / "soup"
+    marian = marian_folder(tmp_path / "marian", phrasebook["translation"])
+    phrasebook.to_json(tmp_path / "phrasebook.jsonl")
+    arguments = [*("--train_file", str(tmp_path / "phrasebook.jsonl")), *("--num_train_epochs", "20")]
+    arguments += [*("--validation_file", str(tmp_path / "phrasebook.jsonl")), *("--learning_rate", "3e-3")]
+    arguments += [*("--model_name_or_path", str(marian)), *("--num_candidates", "2")]
+    arguments += [*("--target_sparsity", "0.5"), *("--per_device_train_batch_size", "8"), *("--warmup_steps", "0")]
+    arguments += [*("--output_dir", str(run_dir)), "--push_to_hub", *("--hub_model_id", "tester/marian-soup")]
+    hub = Hub()
+
+    def process(*arguments, home):
+        env = hub.environment(tmp_path / home) | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, timeout=280, cwd=ROOT, env=env
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    try:
+        process(str(RECIPE), *arguments, home="pusher")
+        pulled = json.loads(process("-c", PULLED_BY_NAME, phrasebook["translation"][0]["en"], home="puller"))
+    finally:
+        hub.close()
+    last = json.loads((run_dir / "report.json").read_text())["phases"][-1]
+    model = AutoModelForSeq2SeqLM.from_pretrained(run_dir)
+    assert pulled["sum"] == sum(float(p.detach().double().abs().sum()) for p in model.parameters())
+    assert pulled["zeros"] >= last["parent"]["num_weights"] - last["parent"]["num_kept"]
+    assert last["soup"]["score"] > 80, "BLEU of sentences known by heart"
+    assert pulled["text"] == phrasebook["translation"][0]["de"]
