@@ -208,6 +208,28 @@ def advice(rift: Rift, overrides: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
+def find_twins(names: Sequence[str], geometry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """
+    Pairs of candidates that are equal bit for bit, so that an average of both is no soup.
+
+    Args:
+        names (`Sequence[str]`): The candidates.
+        geometry (`Mapping`): What [`pairwise_geometry`] says of them, in this order.
+    """
+    return [(names[i], names[j]) for i, j in combinations(range(len(names)), 2) if geometry["distances"][i][j] == 0.0]
+
+
+def twin_advice(first: str, second: str, overrides: Mapping[str, Mapping[str, Any]]) -> str:
+    """A sentence on candidates that are equal: what differs between them did nothing, and what would."""
+    mine, theirs = overrides[first], overrides[second]
+    differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+    seed = "A seed acts through dropout and the order of the data (not with data_seed set, nor on a stream). "
+    return (
+        f"{first} and {second} are equal bit for bit, so that their average is no soup: {' and '.join(differing) or 'nothing'} "
+        f"made no difference. {seed if 'seed' in differing else ''}Vary learning_rate, weight_decay or num_train_epochs."
+    )
+
+
 # ---- Cost --------------------------------------------------------------------------------------------------------------
 
 

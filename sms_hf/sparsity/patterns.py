@@ -53,12 +53,15 @@ def nm_skipped(
     Args:
         model, target_modules, exclude_modules: As in [`find_prunable`].
         pattern (`str`): As in [`prune`].
+
+    Raises:
+        ValueError: If these are more than half of the prunable weights.
     """
     nm = parse_nm(pattern)
     if nm is None:
         return {}
     weights = find_prunable(model, target_modules, exclude_modules).parameters
-    return _skipped(weights, input_dims(model, weights), nm[1])
+    return _skipped(pattern, weights, input_dims(model, weights), nm[1])
 
 
 def input_dims(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, int | None]:
@@ -83,7 +86,8 @@ def select_nm(
     Of every `M` neighbours along the input dimension keep the `ceil(M (1 - sparsity))` of the largest score.
 
     Below the pattern's own sparsity more than `N` are kept, so that phases nest: 0.5 and 0.75 under `"1:4"` keep 2, then 1.
-    Tensors whose input dimension `M` does not divide stay as they are, with a warning.
+    Tensors whose input dimension `M` does not divide stay as they are, with a warning; where they are more than half of
+    all weights, that is an error.
 
     Args:
         weights, alive: As in [`select`].
@@ -98,11 +102,7 @@ def select_nm(
             f"pruning_pattern={pattern!r} gives a sparsity of {1 - n / m:g}, got sparsity={sparsity}. "
             "Ask for that or for less, or take a pattern that keeps fewer weights."
         )
-    skipped = _skipped(weights, dims, m)
-    if len(skipped) == len(weights):
-        raise ValueError(
-            f"pruning_pattern={pattern!r} fits no tensor: {_listed(skipped)}. Take an M that divides the input dimensions."
-        )
+    skipped = _skipped(pattern, weights, dims, m)
     if skipped:
         warnings.warn(f"pruning_pattern={pattern!r} leaves tensors dense: {_listed(skipped)}.", stacklevel=3)
     kept = ceil(m * (1 - sparsity) - 1e-9)
@@ -131,19 +131,30 @@ def _nm_mask(name, weight, dim, nm: tuple[int, int], living: Tensor, score: Scor
     return mask
 
 
-def _skipped(weights: Mapping[str, Tensor], dims: Mapping[str, int | None], m: int) -> dict[str, str]:
-    reasons = {}
+def _skipped(pattern: str, weights: Mapping[str, Tensor], dims: Mapping[str, int | None], m: int) -> dict[str, str]:
+    skipped = {}
     for name, weight in weights.items():
         dim = dims[name]
         if dim is None:
-            reasons[name] = "stacked experts"
+            skipped[name] = "stacked experts"
         elif weight.shape[dim] % m:
-            reasons[name] = f"{weight.shape[dim]} inputs are no multiple of {m}"
-    return reasons
+            skipped[name] = f"{weight.shape[dim]} inputs are no multiple of {m}"
+    if len(skipped) == len(weights):
+        raise ValueError(
+            f"pruning_pattern={pattern!r} fits no tensor: {_listed(skipped)}. Take an M that divides the input dimensions."
+        )
+    whole, total = sum(weights[name].numel() for name in skipped), sum(weight.numel() for weight in weights.values())
+    if whole > total / 2:
+        raise ValueError(
+            f"pruning_pattern={pattern!r} would leave {whole / total:.1%} of the prunable weights dense: {_listed(skipped)}. "
+            "Take another pattern, or name these modules in exclude_modules to prune the others alone."
+        )
+    return skipped
 
 
 def _listed(reasons: Mapping[str, str]) -> str:
-    return "; ".join(f"{name!r} ({reason})" for name, reason in reasons.items())
+    rows = [f"{name!r} ({reason})" for name, reason in reasons.items()]
+    return "; ".join(rows[:4]) + (f"; and {len(rows) - 4} more" if len(rows) > 4 else "")
 
 
 def select_units(

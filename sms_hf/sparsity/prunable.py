@@ -12,6 +12,7 @@ LINEAR_CLASSES = ("torch.nn.modules.linear.Linear", "transformers.pytorch_utils.
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Parts of a name that mark weights whose role is to route or to summarise, not to compute: pruned only on request.
 PROTECTED_PARTS = ("router", "pooler")
+ROUTER = "router of experts (never pruned: it decides which of them compute)"
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def find_prunable(
 def _why_not(model, head, module_name, module, leaf, parameter, targets, excluded) -> str | None:
     asked = targets is not None and matches(module_name, targets)
     if not _is_matrix(module, leaf, parameter, asked):
-        return "no weight of a linear map"
+        return ROUTER if "router" in type(module).__name__.lower() else "no weight of a linear map"
     if not parameter.requires_grad:
         return "frozen (requires_grad is False)"
     if parameter is head:
@@ -157,7 +158,16 @@ def matches(module_name: str, patterns: str | list[str]) -> bool:
 
 
 def _nothing_to_prune(model, target_modules, exclude_modules, skipped) -> str:
-    linear = [name.removesuffix(".weight") for name, reason in skipped.items() if not reason.startswith("no weight")]
+    reasons = {
+        name.removesuffix(".weight"): r for name, r in skipped.items() if not r.startswith(("no weight", "router"))
+    }
+    frozen, linear = [name for name, reason in reasons.items() if reason.startswith("frozen")], list(reasons)
+    if frozen and target_modules is None and exclude_modules is None:
+        names = ", ".join(frozen[:3]) + (", ..." if len(frozen) > 3 else "")
+        return (
+            f"Expected at least one prunable weight in {type(model).__name__}, but {len(frozen)} of its {len(linear)} linear "
+            f"maps are frozen ({names}) and may not be changed. Unfreeze what is to be pruned: model.requires_grad_(True)."
+        )
     return (
         f"Expected at least one prunable weight in {type(model).__name__}, found none with "
         f"target_modules={target_modules!r}, exclude_modules={exclude_modules!r}. "

@@ -61,7 +61,7 @@ def prune(
 
             - `"N:M"` (such as `"2:4"`, Mishra et al. 2021) keeps `ceil(M (1 - sparsity))` of every `M` neighbours along
               the input dimension: `N` of them at a sparsity of `1 - N/M`, which is the highest that it allows. Tensors
-              that do not divide stay as they are ([`nm_skipped`], and a warning).
+              that do not divide stay as they are ([`nm_skipped`], and a warning; an error if they are most weights).
             - `"neurons"`, `"heads"`, `"filters"` remove `round(sparsity * units)` whole units of every layer, those of the
               smallest L2 norm ([`find_groups`]). The masks hold all parameters of a unit, biases included, and no others.
         target_modules, exclude_modules (`str` or `list[str]`, *optional*): As in [`find_prunable`].

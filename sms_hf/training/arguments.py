@@ -1,8 +1,8 @@
 """The user's options: Trainer's own, and a few flat fields."""
 
 import json
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, cast, get_args
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
@@ -171,6 +171,7 @@ class SparseSoupArguments(_TrainingArguments):
     def __post_init__(self):
         # First of all, so that Trainer's own set-up below sees a single process.
         processes = join_processes()
+        self._check_numbers()
         if isinstance(self.vary, str):
             self.vary = _parse_vary(self.vary)
         if self.soup_method not in SOUP_METHODS:
@@ -212,6 +213,13 @@ class SparseSoupArguments(_TrainingArguments):
                 f"Expected no load_best_model_at_end with pruning_method={self.pruning_method!r}: an earlier checkpoint is not "
                 "pruned to the end. Leave it out."
             )
+
+    def _check_numbers(self) -> None:
+        """A number in quotes would pass, and fail somewhere in the arithmetic of the plan."""
+        for option in fields(self):
+            value, kinds = getattr(self, option.name), set(get_args(option.type)) or {option.type}
+            if isinstance(value, str) and kinds & {int, float} and str not in kinds:
+                raise ValueError(f"{option.name} must be a number, got the text {value!r}. Write it without quotes.")
 
     def _check_sharding(self) -> None:
         if not wants_sharding(self):

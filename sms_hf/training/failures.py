@@ -24,9 +24,11 @@ def ends_the_run(error: Exception) -> bool:
     """
     Whether an error in a candidate is none of its own: the other candidates would meet it, too, or a promise is broken.
 
-    Disks and folders, other processes, and masks that do not hold. All else costs one candidate.
+    Disks and folders, other processes, masks that do not hold, packages that are missing. All else costs one candidate.
     """
-    if isinstance(error, (ProcessError, dist.DistError, MaskError, CheckpointError)) or is_disk_error(error):
+    if isinstance(error, (ProcessError, dist.DistError, MaskError, CheckpointError, ImportError)) or is_disk_error(
+        error
+    ):
         return True
     return "gloo/transport" in str(error)  # Another process of the group is gone; NCCL says so by a DistError.
 

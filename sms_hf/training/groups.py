@@ -7,6 +7,7 @@ Trainer and Accelerate find it. Around that every process is alone, as `fanout` 
 written and scored by the leader of a group as if it had trained them itself.
 """
 
+import atexit
 import json
 import os
 import time
@@ -141,6 +142,8 @@ def training_group(group: Group, name: str, cpu: bool, timeout: timedelta = time
 # Python's lock, and wait for threads of gloo that may want the lock to free the tensors of the last operation: a deadlock,
 # seen with torch 2.13 within a hundred groups.
 _ended: list[Any] = []
+# And freed before the interpreter is taken down: a thread that wants the lock after that ends the process with SIGABRT.
+atexit.register(_ended.clear)
 _STATES: tuple[Any, ...] = (PartialState, AcceleratorState, GradientState)
 
 

@@ -34,9 +34,20 @@ class MaskedTrainerMixin(_Trainer):
     each save checks that pruned weights are exactly zero and writes the masks beside the weights. Also repaired, with or
     without masks: losses that ignore `num_items_in_batch` (T5 and its kin) or count a target too many (GPT-2), the
     evaluation loss (token-weighted), checkpoints that cannot be read back because their names were converted (ViT).
+    Saved folders hold no `training_args.bin`: a pickle with the user's token in it, which nothing reads back.
     """
 
     model: torch.nn.Module
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if Trainer in order and order.index(Trainer) < order.index(MaskedTrainerMixin):
+            bases = ", ".join(base.__name__ for base in cls.__bases__)
+            raise TypeError(
+                f"Expected the mixin before the Trainer that it changes, got class {cls.__name__}({bases}): Trainer's methods "
+                "would win, and pruned weights come back. Put the mixin first."
+            )
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -9,7 +9,16 @@ import torch
 
 from ..soup.averaging import average_checkpoints
 from ..soup.checkpoint import MASKS
-from ..soup.diagnostics import advice, barrier, find_rifts, mask_overlap, pairwise_geometry, theoretical_speedup
+from ..soup.diagnostics import (
+    advice,
+    barrier,
+    find_rifts,
+    find_twins,
+    mask_overlap,
+    pairwise_geometry,
+    theoretical_speedup,
+    twin_advice,
+)
 from ..soup.recipes import SOUP_METHODS
 from ..sparsity.masks import Masks, check_fingerprint
 from .candidates import Phase
@@ -94,15 +103,16 @@ class MergingMixin(ScoringMixin):
         names = [name for name, _ in self.model.named_parameters()]
         geometry = pairwise_geometry(list(folders.values()), names)
         batch = next(iter(self._judge(self._copy()).get_eval_dataloader()))
+        overrides = {name: record["overrides"] for name, record in usable.items()}
+        twins = [twin_advice(first, second, overrides) for first, second in find_twins(list(usable), geometry)]
         if not self.can_return_loss and any(batch.get(name) is None for name in self.label_names):
-            return {"geometry": geometry, "warnings": ["no midpoint check: the evaluation data have no labels"]}
+            return {"geometry": geometry, "warnings": [*twins, "no midpoint check: the evaluation data have no labels"]}
         losses = {name: self._batch_loss(folder, phase, batch) for name, folder in folders.items()}
         middles: dict[tuple[str, str], float] = {}
         for pair in combinations(usable, 2):
             middle = self._average(phase, list(pair), run, run.trial(phase.number), MIDPOINT_BATCHES)
             middles[pair] = self._batch_loss(middle, phase, batch)
         rifts = find_rifts(losses, middles)
-        overrides = {name: record["overrides"] for name, record in usable.items()}
         return {
             "geometry": geometry,
             "batch_losses": losses,
@@ -110,7 +120,7 @@ class MergingMixin(ScoringMixin):
                 {"between": list(pair), "loss": loss, "barrier": barrier(losses[pair[0]], loss, losses[pair[1]])}
                 for pair, loss in middles.items()
             ],
-            "warnings": [advice(rift, overrides) for rift in rifts],
+            "warnings": [*twins, *(advice(rift, overrides) for rift in rifts)],
         }
 
     def _diagnose_soup(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from ..sparsity.masks import Masks
@@ -47,6 +47,7 @@ DECIDING = (
     "generation_max_length",
     "generation_num_beams",
 )
+TIMINGS = ("_runtime", "_per_second", "_preparation_time")
 PACKAGES = ("sms_hf", "torch", "transformers", "accelerate")
 
 
@@ -151,6 +152,40 @@ def train_output(report: Mapping[str, Any], seconds: float) -> TrainOutput:
     losses = [c["train_loss"] for c in candidates if c["train_loss"] is not None]
     loss = sum(losses) / len(losses) if losses else 0.0
     return TrainOutput(sum(c["steps"] for c in candidates), loss, metrics)
+
+
+def final_state(report: Mapping[str, Any]) -> TrainerState:
+    """
+    What `trainer.state` holds after a run: steps, epochs and operations of all candidates together, and one history of them.
+
+    Its entries are those that each candidate logged, its final metrics, and those of each phase's soup, with `phase`
+    (from 1) and `candidate` or `soup` beside them. `step` counts on from one candidate to the next.
+    """
+    history: list[dict[str, Any]] = []
+    state = TrainerState(log_history=history, epoch=0.0)
+    for phase in report["phases"]:
+        for candidate in phase["candidates"]:
+            whose = {"phase": phase["number"], "candidate": candidate["name"]}
+            history += [{**entry, **whose, "step": state.global_step + entry["step"]} for entry in candidate["log"]]
+            state.global_step += candidate["steps"]
+            state.epoch = (state.epoch or 0.0) + candidate["epochs"]
+            state.total_flos += candidate["total_flos"]
+            if candidate["failure"] is None:
+                history.append({**_evaluated(candidate), **whose, "step": state.global_step})
+        if phase["soup"]:
+            whose = {"phase": phase["number"], "soup": phase["soup"]["ingredients"]}
+            history.append({**_evaluated(phase["soup"]), **whose, "step": state.global_step})
+    state.max_steps = state.global_step
+    return state
+
+
+def _evaluated(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"eval_{name}": value for name, value in record["metrics"].items()}
+
+
+def without_timings(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics as Trainer returns or logs them, but for those of the clock: what is left is the same in every run."""
+    return {name: value for name, value in metrics.items() if not name.endswith(TIMINGS)}
 
 
 def _plain(value: Any) -> Any:

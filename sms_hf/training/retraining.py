@@ -26,7 +26,7 @@ from .groups import agree, anyone, make_group, plain_model, training_group
 from .learning_rate import original_epochs, retrain_factor, shift_
 from .merging import MergingMixin
 from .progress import candidate_line
-from .records import Norms, parent_record, weight_norm
+from .records import Norms, parent_record, weight_norm, without_timings
 from .run_directory import (
     RunDirectory,
     last_checkpoint,
@@ -125,7 +125,7 @@ class RetrainingMixin(MergingMixin):
         leave_if_wished()
         self.args.processes.beat(f"at {candidate.name} of phase {phase.number}")
         record: dict[str, Any] = {"name": candidate.name, "overrides": candidate.overrides, "steps": 0, "epochs": 0.0}
-        record |= {"train_loss": None, "failure": None}
+        record |= {"total_flos": 0.0, "train_loss": None, "log": [], "failure": None}
         if phase.own_parents and candidate.name not in self._left(phase.number - 1, run):
             record["failure"] = "it failed in the phase before"
         else:
@@ -186,12 +186,21 @@ class RetrainingMixin(MergingMixin):
         """Raise as soon as too few candidates can be left: the others need not be trained to the end for that."""
         failed = [record for record in records if record["failure"] is not None]
         if len(phase.candidates) - len(failed) < self.args.min_candidates:
-            reasons = "; ".join(f"{record['name']}: {record['failure']}" for record in failed)
+            names = {
+                reason: [r["name"] for r in failed if r["failure"] == reason]
+                for reason in (r["failure"] for r in failed)
+            }
+            reasons = "; ".join(f"{', '.join(whose)}: {reason}" for reason, whose in names.items())
+            # Of those that diverged there is no traceback: nothing was raised but by the check.
+            diverged = any("traceback" not in record for record in failed)
+            remedy = (
+                "Take a lower learning_rate or max_grad_norm and another output_dir."
+                if diverged
+                else f"Tracebacks are in {self._run.phase(phase.number)}/candidate-*.json. Mend the cause and resume."
+            )
             raise RuntimeError(
                 f"Expected at least min_candidates={self.args.min_candidates} of the {len(phase.candidates)} candidates of phase "
-                f"{phase.number} to succeed, but {len(failed)} failed ({reasons}). Tracebacks are in "
-                f"{self._run.phase(phase.number)}/candidate-*.json. Resume to try them again, or change the settings (a lower "
-                "learning_rate or max_grad_norm where they diverged) and start in another output_dir."
+                f"{phase.number} to succeed, but {len(failed)} failed ({reasons}). {remedy}"
             )
 
     def _train_candidate(
@@ -220,7 +229,9 @@ class RetrainingMixin(MergingMixin):
             # Without the optimizer's state a checkpoint would lead to another model.
             checkpoint = agree(lambda: None if trainer.args.save_only_model else last_checkpoint(folder))
             output = trainer.train(resume_from_checkpoint=checkpoint)
-            record |= {"steps": output.global_step, "epochs": trainer.state.epoch, "train_loss": trainer.mean_loss}
+            state = trainer.state
+            record |= {"steps": output.global_step, "epochs": state.epoch, "total_flos": state.total_flos}
+            record |= {"train_loss": trainer.mean_loss, "log": [without_timings(entry) for entry in state.log_history]}
         return trainer
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:

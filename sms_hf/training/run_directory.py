@@ -115,9 +115,13 @@ class RunDirectory:
             write_record(self.run_record, settings)
             return
         changed = differences(before, json.loads(json.dumps(settings)))
+        # The plan follows from the arguments, and is long: it is news only where they are the same.
+        told = [entry for entry in changed if not entry.startswith("plan: ")] or [
+            "the plan, which another version made"
+        ]
         if changed:
             raise ValueError(
-                f"Expected the settings that the run in {self.root} was started with, got others: {'; '.join(changed)}. "
+                f"Expected the settings that the run in {self.root} was started with, got others: {'; '.join(told)}. "
                 "Resume with the same settings, or choose another folder."
             )
 

@@ -19,12 +19,11 @@ from .batch_norm import has_batch_norm, recalibrate_batch_norm_
 from .candidates import Phase
 from .ensemble import make_ensemble
 from .masked_trainer import MaskedTrainerMixin
+from .records import without_timings
 from .run_directory import RunDirectory, remove_unfinished
 from .spawning import silent_args, spawn
 from .stopping import leave_if_wished
 from .weights import load_weights_
-
-TIMINGS = ("_runtime", "_per_second", "_preparation_time")
 
 
 class ScoringMixin(MaskedTrainerMixin):
@@ -169,13 +168,14 @@ class ScoringMixin(MaskedTrainerMixin):
     def _evaluate_copy(self, model: torch.nn.Module, dataset=None) -> dict[str, float]:
         """Metrics on the evaluation set (or another) by the run's own arguments, whatever the candidate's were."""
         trainer = self._judge(model)
-        results = trainer.evaluate(dataset).items()
-        metrics = {k.removeprefix("eval_"): v for k, v in results if k.startswith("eval_") and not k.endswith(TIMINGS)}
+        results = without_timings(trainer.evaluate(dataset)).items()
+        metrics = {name.removeprefix("eval_"): value for name, value in results if name.startswith("eval_")}
         metric = self.args.selection_metric[0]
         if metric not in metrics:
+            returned = ", ".join(sorted(metrics)) or "none: its data have no labels"
             raise ValueError(
-                f"metric_for_best_model must be a metric that the evaluation returns ({', '.join(sorted(metrics))}), "
-                f"got {metric!r}. Return it from compute_metrics, or choose another."
+                f"metric_for_best_model must be a metric that the evaluation returns ({returned}), got {metric!r}. "
+                "Return it from compute_metrics, or choose another."
             )
         return metrics
 

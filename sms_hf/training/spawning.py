@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import inspect
+from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any, TypeVar
 
 from torch import nn
@@ -14,9 +16,61 @@ from .candidates import Candidate, Phase
 T = TypeVar("T")
 
 
+MOVED_BY_TRAINER = (
+    "accelerator",
+    "args",
+    "callback_handler",
+    "control",
+    "current_flos",
+    "current_gradient_accumulation_steps",
+    "gather_function",
+    "is_in_train",
+    "lr_scheduler",
+    "model",
+    "model_preparation_time",
+    "model_wrapped",
+    "optimizer",
+    "report",
+    "state",
+)
+"""Attributes that training, evaluation and prediction set themselves; all other public ones are the user's to set."""
+
+
+@dataclass(frozen=True)
+class Construction:
+    """
+    How a trainer was built.
+
+    Attributes:
+        call (`tuple`): Positional and named arguments of the outermost constructor.
+        attributes (`dict[str, Any]`): What the constructor left in the trainer.
+        callbacks (`list`): Its callbacks, in order.
+    """
+
+    call: tuple[tuple[Any, ...], dict[str, Any]]
+    attributes: dict[str, Any]
+    callbacks: list[Any]
+
+
+class Rebuildable(type):
+    """
+    Of trainers that remember how they were built, because each candidate is retrained by a fresh one.
+
+    Only here, around the outermost constructor, the whole call is known, whatever a subclass adds to the signature, and the
+    moment after which all that is set comes from the user.
+    """
+
+    def __call__(cls, *args, **kwargs):
+        trainer = super().__call__(*args, **kwargs)
+        built = Construction((args, kwargs), dict(vars(trainer)), list(trainer.callback_handler.callbacks))
+        vars(trainer)["_construction"] = built
+        check_copyable(trainer)
+        return trainer
+
+
 def spawn(trainer: T, model: nn.Module, args: SparseSoupArguments, keep_callbacks: bool = False) -> T:
     """
-    Build a trainer as the user built this one, for another model and other arguments.
+    Build a trainer as the user built this one, for another model and other arguments; what was set since goes along.
 
     One optimizer, one callback or one random generator that served two candidates would join them. (A second `train()`
     of one Trainer keeps the old optimizer, with its moments, learning rate and weight decay.)
@@ -25,16 +79,74 @@ def spawn(trainer: T, model: nn.Module, args: SparseSoupArguments, keep_callback
     arguments.pop("model_init", None)
     if not keep_callbacks:
         arguments.pop("callbacks", None)
-    # Callbacks count their patience, collators hold generators; the model and tokenizer that they point to are shared.
-    shared = {id(part): part for part in (trainer.model, trainer.processing_class)}  # pyright: ignore
     for name in {"callbacks", "data_collator"}.intersection(arguments):
-        arguments[name] = copy.deepcopy(arguments[name], dict(shared))
-    return type(trainer)(**arguments | {"model": model, "args": args})
+        arguments[name] = _copy(trainer, arguments[name])
+    fresh = type(trainer)(**arguments | {"model": model, "args": args})
+    _carry_over(trainer, fresh, keep_callbacks)
+    return fresh
+
+
+def _carry_over(trainer: Any, fresh: Any, keep_callbacks: bool) -> None:
+    """Give a fresh trainer what the user set on the first one after it was built."""
+    for name, value in set_by_user(trainer).items():
+        if getattr(value, "__self__", None) is trainer:
+            value = MethodType(value.__func__, fresh)
+        setattr(fresh, name, _copy(trainer, value) if name == "data_collator" else value)
+    before, now = trainer._construction.callbacks, trainer.callback_handler.callbacks
+    for callback in before:
+        if not any(callback is other for other in now):
+            fresh.remove_callback(type(callback))
+    for callback in added_callbacks(trainer) if keep_callbacks else ():
+        fresh.add_callback(_copy(trainer, callback))
+
+
+def set_by_user(trainer: Any) -> dict[str, Any]:
+    """Attributes of a trainer that somebody set since it was built: data, functions, numbers of their own."""
+    before = trainer._construction.attributes
+    return {
+        name: value
+        for name, value in vars(trainer).items()
+        if not name.startswith("_")
+        and name not in MOVED_BY_TRAINER
+        and (name not in before or before[name] is not value)
+    }
+
+
+def added_callbacks(trainer: Any) -> list[Any]:
+    """Callbacks that `add_callback` brought since the trainer was built."""
+    before = trainer._construction.callbacks
+    return [c for c in trainer.callback_handler.callbacks if not any(c is other for other in before)]
+
+
+def check_copyable(trainer: Any) -> None:
+    """
+    Raise for what no candidate could have a copy of.
+
+    Raises:
+        ValueError: For a callback or a collator that holds a lock, an open file, a connection.
+    """
+    arguments = constructor_arguments(trainer)
+    callbacks = [*(arguments.get("callbacks") or []), *added_callbacks(trainer)]
+    for what, part in [*(("callback", c) for c in callbacks), ("data_collator", arguments.get("data_collator"))]:
+        try:
+            _copy(trainer, part)
+        except Exception as error:
+            name = f"{what} {type(part).__name__}"
+            raise ValueError(
+                f"Expected a {name} that can be copied, because every candidate gets a copy of its own, got "
+                f"{type(error).__name__}: {error}. Open files, locks and connections in on_train_begin, or share them by a "
+                "__deepcopy__ that returns self."
+            ) from error
+
+
+def _copy(trainer: Any, part: Any) -> Any:
+    """A copy of a part of a trainer: callbacks count their patience, collators hold generators; both may point to the model."""
+    return copy.deepcopy(part, {id(shared): shared for shared in (trainer.model, trainer.processing_class)})
 
 
 def constructor_arguments(trainer: Any) -> dict[str, Any]:
-    """What the user built a trainer with, all by name. `trainer._call`: the positional and the named arguments."""
-    positional, named = trainer._call
+    """What the user built a trainer with, all by name."""
+    positional, named = trainer._construction.call
     for cls in type(trainer).__mro__:
         if "__init__" in vars(cls):
             parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]

@@ -5,21 +5,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import Seq2SeqTrainer
+from transformers import Seq2SeqTrainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from ..soup.checkpoint import MASKS
 from ..sparsity.masks import Masks
+from ..sparsity.patterns import nm_skipped
 from ..sparsity.prunable import find_prunable
 from .arguments import SparseSoupArguments
 from .candidates import Phase
 from .failures import disk_error, is_disk_error
+from .first_batch import check_first_batch
 from .groups import make_group
 from .planning import start_lines
 from .progress import dense_line, parent_line, soup_lines
 from .publishing import PublishingMixin
-from .records import phase_record, run_settings, train_output
+from .records import final_state, phase_record, run_settings, train_output
 from .run_directory import RunDirectory, model_files, read_record, remove_weights, write_record
+from .spawning import Rebuildable, check_copyable
 from .stopping import Stopped, stop_on_signals
 from .timing import TimeEstimate, plan_run
 from .weights import forget_accelerate_, load_weights_
@@ -27,35 +30,28 @@ from .weights import forget_accelerate_, load_weights_
 HOW_TO_RESUME = "Go on with train(resume_from_checkpoint=True) (--resume in the recipes)."
 
 
-class SparseSoupMixin(PublishingMixin):
+class SparseSoupMixin(PublishingMixin, metaclass=Rebuildable):
     """
     Turns a `Trainer` into one that makes sparse model soups: `class SoupSFT(SparseSoupMixin, SFTTrainer)`.
 
     `train()` runs the phases of Sparse Model Soups (Zimmer, Spiegel, Pokutta, ICLR 2024, Algorithm 1): prune, retrain
     copies that share the mask, average them, repeat. Every copy is retrained by a fresh trainer of the user's own class,
     on whichever process is free. Afterwards the trainer holds the final soup: `evaluate`, `predict`, `save_model` and
-    `push_to_hub` speak of it.
+    `push_to_hub` speak of it, and `state.log_history` of all candidates and soups.
 
     Attributes:
         masks ([`Masks`] or `None`): Masks of the model that the trainer holds.
         report (`dict` or `None`): After `train()`, what `report.json` holds.
     """
 
-    _call: tuple[tuple[Any, ...], dict[str, Any]]
-
-    def __new__(cls, *args, **kwargs):
-        # Remember the outermost call, whatever a subclass adds to the signature: candidates are built by the same call.
-        trainer = super().__new__(cls)
-        trainer._call = (args, kwargs)
-        return trainer
-
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if not isinstance(self.args, SparseSoupArguments):
+        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, TrainingArguments)), None)
+        if not isinstance(given, SparseSoupArguments):
             raise ValueError(
-                f"args must be SparseSoupTrainingArguments, got {type(self.args).__name__}. For another Trainer's arguments "
-                "write `class MyArguments(SparseSoupArguments, TheirArguments)`."
+                f"args must be SparseSoupTrainingArguments, got {'none' if given is None else type(given).__name__}. For another "
+                "Trainer's arguments write a dataclass `class MyArguments(SparseSoupArguments, TheirArguments)`."
             )
+        super().__init__(*args, **kwargs)
         self.report: dict[str, Any] | None = None
         self._disk_bytes = 0
 
@@ -85,6 +81,7 @@ class SparseSoupMixin(PublishingMixin):
             with stop_on_signals():
                 self._check_inputs(resume_from_checkpoint, trial)
                 self.report = self._run_phases(self._run, resume_from_checkpoint is True, scope)
+                self.state = final_state(self.report)
                 if self.args.push_to_hub:
                     self.push_to_hub()
         except Stopped as stopped:
@@ -218,6 +215,7 @@ class SparseSoupMixin(PublishingMixin):
                 f"resume_from_checkpoint must be True or False, got {resume_from_checkpoint!r}. A run is resumed from its "
                 "output_dir, whatever it had finished."
             )
+        check_copyable(self)
         make_group(self.args.processes, self.args.candidate_processes)
         if self.optimizer is not None or self.lr_scheduler is not None:
             raise ValueError(
@@ -237,6 +235,10 @@ class SparseSoupMixin(PublishingMixin):
                 "Expected train_dataset and eval_dataset: candidates are trained on one, scored on the other."
             )
         find_prunable(self.model, self.args.target_modules, self.args.exclude_modules)
+        nm_skipped(self.model, self.args.pruning_pattern, self.args.target_modules, self.args.exclude_modules)
+        judge = self._judge(self.model)
+        check_first_batch(judge, self.train_dataset, "train_dataset")
+        check_first_batch(judge, self.eval_dataset, "eval_dataset")
 
 
 class SparseSoupTrainer(SparseSoupMixin, Seq2SeqTrainer):
@@ -248,6 +250,12 @@ class SparseSoupTrainer(SparseSoupMixin, Seq2SeqTrainer):
     """
 
     def __init__(self, *args, optimizer_cls_and_kwargs=None, **kwargs):
+        model = args[0] if args else kwargs.get("model")
+        if isinstance(model, str):
+            raise ValueError(
+                f"model must be a model, got the name {model!r}. Load it first, by the class for its task: "
+                f"AutoModelForSeq2SeqLM.from_pretrained({model!r}), AutoModelForCausalLM..."
+            )
         super().__init__(*args, **kwargs)
         # Trainer takes this by name, Seq2SeqTrainer forgets to.
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs

@@ -299,7 +299,7 @@ class Experts(nn.Module):
 
 
 def test_tensors_that_do_not_divide_stay_whole_and_are_named():
-    model = nn.ModuleDict({"even": nn.Linear(8, 2), "odd": nn.Linear(6, 2), "experts": Experts()})
+    model = nn.ModuleDict({"even": nn.Linear(8, 6), "odd": nn.Linear(6, 2), "experts": Experts()})
     reasons = {"odd.weight": "6 inputs are no multiple of 4", "experts.gate": "stacked experts"}
     assert nm_skipped(model, "2:4") == reasons
     assert nm_skipped(model, "2:4", exclude_modules=["odd"]) == {"experts.gate": "stacked experts"}
@@ -313,6 +313,19 @@ def test_tensors_that_do_not_divide_stay_whole_and_are_named():
     with pytest.warns(UserWarning, match="leaves tensors dense"):
         again = prune(model, 0.5, scope="uniform", pattern="2:4", within=masks)
     assert again.fingerprint() == masks.fingerprint()
+
+
+def test_a_pattern_that_leaves_most_weights_dense_is_an_error():
+    """A mixture of experts: 16 of its 48 weights are matrices, and 2:4 would have removed a sixth of all."""
+    model = nn.ModuleDict({"even": nn.Linear(8, 2), "experts": Experts()})
+    before = snapshot(model)
+    words = (
+        r"'2:4' would leave 66.7% of the prunable weights dense: 'experts.gate' \(stacked experts\). .*exclude_modules"
+    )
+    with pytest.raises(ValueError, match=words):
+        prune(model, 0.5, scope="uniform", pattern="2:4")
+    assert_unchanged(model, before)
+    assert prune(model, 0.5, scope="uniform", pattern="2:4", exclude_modules=["experts"]).sparsity() == 0.5
 
 
 def test_a_pattern_that_fits_nothing_is_an_error():

@@ -12,6 +12,7 @@ from sms_hf.sparsity import find_prunable
 torch.set_num_threads(1)
 
 NO_MATRIX = "no weight of a linear map"
+ROUTER = "router of experts (never pruned: it decides which of them compute)"
 HEAD = "task head (name it in target_modules to prune it)"
 PROTECTED = "one of router, pooler (name it in target_modules to prune it)"
 OUTPUT = "output embedding"
@@ -181,8 +182,8 @@ LEFT_OUT = {
     gpt2: {"lm_head.weight": OUTPUT},
     llama: {"lm_head.weight": OUTPUT},
     vit: {"classifier.weight": HEAD},
-    mixtral: {"lm_head.weight": OUTPUT},
-    qwen3_moe: {"lm_head.weight": OUTPUT},
+    mixtral: {"lm_head.weight": OUTPUT, "model.layers.0.mlp.gate.weight": ROUTER},
+    qwen3_moe: {"lm_head.weight": OUTPUT, "model.layers.0.mlp.gate.weight": ROUTER},
     segformer: {"decode_head.linear_projections.0.proj.weight": HEAD},
     switch: {
         "lm_head.weight": OUTPUT,
@@ -236,7 +237,7 @@ def test_number_of_weights_and_the_printed_list():
 def test_experts_are_one_stacked_parameter_and_the_router_is_none_of_them(build, shape):
     prunable = find_prunable(build())
     assert tuple(prunable.parameters["model.layers.0.mlp.experts.gate_up_proj"].shape) == shape
-    assert prunable.skipped["model.layers.0.mlp.gate.weight"] == NO_MATRIX
+    assert prunable.skipped["model.layers.0.mlp.gate.weight"] == ROUTER
 
 
 def test_tables_embeddings_norms_and_biases_are_no_linear_maps():
