@@ -28,6 +28,16 @@ def describe_machine(*packages: str, threads: int | None = None) -> str:
     return f"machine: {cores} cores, {threads} threads, Python {platform.python_version()}, {', '.join(versions)}"
 
 
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else "CPU"
+
+
+def wait_for_device() -> None:
+    """What runs on a GPU has been started only, when its call returns."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def paired_times(
     peers: dict[str, Callable[[], object]], repetitions: int, *, warm_up: bool = True
 ) -> dict[str, list[float]]:
@@ -40,6 +50,7 @@ def paired_times(
         for name in list(peers)[:: -1 if repetition % 2 else 1]:
             start = time.perf_counter()
             peers[name]()
+            wait_for_device()
             times[name].append(time.perf_counter() - start)
     return times
 

@@ -7,6 +7,7 @@ fresh process each. Target: at least 10x faster; extra memory, without the masks
 the weights' own. Both must keep the same number of weights, and the same ones (up to the order among equal magnitudes).
 
     python benchmarks/selection.py
+    python benchmarks/selection.py --device cuda --matrices 240 --repetitions 5
 """
 
 import argparse
@@ -15,7 +16,16 @@ import statistics
 import time
 
 import torch
-from _common import MB, ExtraMemory, describe_machine, in_fresh_process, print_table, spread
+from _common import (
+    MB,
+    ExtraMemory,
+    describe_machine,
+    device_name,
+    in_fresh_process,
+    print_table,
+    spread,
+    wait_for_device,
+)
 from torch import Tensor, nn
 from torch.nn.utils.prune import L1Unstructured, global_unstructured
 
@@ -25,10 +35,10 @@ from sms_hf.sparsity.pruning import select
 TARGET_RATIO, TARGET_MEMORY = 10.0, 0.25
 
 
-def make_model(matrices: int, size: int) -> nn.Sequential:
-    generator = torch.Generator().manual_seed(0)
+def make_model(matrices: int, size: int, device: str = "cpu") -> nn.Sequential:
+    generator = torch.Generator(device).manual_seed(0)
     model = nn.Sequential(*(nn.Linear(size, size, bias=False, device="meta") for _ in range(matrices)))
-    model.to_empty(device="cpu")
+    model.to_empty(device=device)
     for layer in model:
         nn.init.normal_(layer.weight, generator=generator)
     return model
@@ -65,12 +75,35 @@ def measure_times(options: argparse.Namespace) -> tuple[dict[str, list[float]], 
     masks: dict[str, dict[str, Tensor]] = {}
     for repetition in range(options.repetitions):
         for name in list(METHODS)[:: -1 if repetition % 2 else 1]:
-            model = make_model(options.matrices, options.size)
+            model = make_model(options.matrices, options.size, options.device)
+            wait_for_device()
             start = time.perf_counter()
             result = METHODS[name](model, options.sparsity)
+            wait_for_device()
             seconds[name].append(time.perf_counter() - start)
             masks[name] = {key: mask.bool() for key, mask in result.items()}
     return seconds, masks
+
+
+def measure_on_gpu(options: argparse.Namespace, own: int) -> None:
+    """Times, and memory by the device's own count; the first repetition warms up."""
+    print(device_name(options.device))
+    rows, extra = [], {}
+    for name in METHODS:
+        model = make_model(options.matrices, options.size, options.device)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        METHODS[name](model, options.sparsity)
+        extra[name] = torch.cuda.max_memory_allocated() - before
+        del model
+        torch.cuda.empty_cache()
+    seconds, masks = measure_times(options)
+    for name, times in seconds.items():
+        rows.append([name, spread(times[1:], digits=4), f"{extra[name] / MB:.0f} MB ({extra[name] / own:.0%})"])
+    print_table(rows, ["method", "seconds", "extra memory on the device"])
+    print(compare(masks["sms_hf prune"], masks["torch"], make_model(options.matrices, options.size, options.device)))
+    ratio = statistics.median(t / s for t, s in zip(seconds["torch"][1:], seconds["sms_hf prune"][1:], strict=True))
+    print(f"ratio: {ratio:.2f}x faster than torch")
 
 
 def compare(ours: dict[str, Tensor], theirs: dict[str, Tensor], model: nn.Sequential) -> str:
@@ -94,6 +127,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--memory_of", choices=sorted(METHODS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -106,6 +140,9 @@ def main() -> None:
     print(f"{own // 4 / 1e6:.1f} M fp32 weights ({own / MB:.0f} MB), sparsity {options.sparsity:.0%}")
     shared = ["--matrices", options.matrices, "--size", options.size, "--sparsity", options.sparsity]
     shared += ["--threads", options.threads]
+    if options.device == "cuda":
+        measure_on_gpu(options, own)
+        return
     memory = {name: in_fresh_process(__file__, *shared, "--memory_of", name) for name in METHODS}
     seconds, masks = measure_times(options)
 

@@ -37,6 +37,7 @@ class Processes:
         launch_store (`dist.Store`): Of the launch: outlives restarts.
         joins (`int`): Processes that had joined the launch when these ones met. More than that: one was started again.
         session (`int`): How often the launcher has started the processes, from 1.
+        shares_gpu (`bool`): Whether there are fewer GPUs on this machine than processes.
         timeout (`float`): Seconds for which a process may give no sign before the others take it for hung.
     """
 
@@ -46,6 +47,7 @@ class Processes:
     launch_store: dist.Store = field(default_factory=dist.HashStore)
     joins: int = 0
     session: int = 1
+    shares_gpu: bool = False
     timeout: float = 1800.0
     outer: "Processes | None" = None
     _last_beat: float = 0.0

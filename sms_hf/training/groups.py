@@ -60,12 +60,18 @@ def make_group(processes: Processes, size: int) -> Group:
     The group of this process.
 
     Raises:
-        ValueError: If the processes cannot be split into groups of `size`.
+        ValueError: If the processes cannot be split into groups of `size`, or would meet on one GPU.
     """
     if size < 1 or processes.world_size % size:
         raise ValueError(
             f"candidate_processes must divide the number of processes, got {size} of {processes.world_size}. Start with "
             f"`torchrun --nproc_per_node N` or `accelerate launch --num_processes N`, N a multiple of candidate_processes."
+        )
+    if size > 1 and processes.shares_gpu:
+        raise ValueError(
+            f"candidate_processes={size} needs a GPU for every process, got fewer GPUs than processes: NCCL takes no device "
+            "twice. Start as many processes as there are GPUs, or leave candidate_processes out: processes may share a GPU, "
+            "each with a candidate of its own."
         )
     return Group(processes.rank // size, processes.rank % size, size, processes)
 

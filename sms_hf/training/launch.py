@@ -112,9 +112,11 @@ def _join() -> Processes:
     store = dist.PrefixStore("sms_hf", dist.TCPStore(address, port, None, is_host, timedelta(minutes=10)))
     if not has_store:
         atexit.register(_leave, store, rank, world_size)
-    _pin_gpu(int(os.environ.get("LOCAL_RANK", rank)))
+    shares_gpu = _pin_gpu(int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
     _hide_launch()
-    return meet(store, rank, world_size)
+    processes = meet(store, rank, world_size)
+    processes.shares_gpu = shares_gpu
+    return processes
 
 
 def meet(launch: dist.Store, rank: int, world_size: int, patience: float = MEETING_SECONDS) -> Processes:
@@ -183,10 +185,15 @@ def _hide_launch() -> None:
         os.environ.pop(variable, None)
 
 
-def _pin_gpu(local_rank: int) -> None:
-    """Show this process one GPU only: without a launch in sight Trainer would take all of them, and always start at 0."""
+def _pin_gpu(local_rank: int, local_world_size: int) -> bool:
+    """
+    Show this process one GPU only: without a launch in sight Trainer would take all of them, and always start at 0.
+
+    Returns:
+        `bool`: Whether some GPU of this machine serves several processes.
+    """
     if os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true") or torch.cuda.device_count() == 0:
-        return
+        return False
     if torch.cuda.is_initialized():
         raise RuntimeError(
             "Expected CUDA to be untouched before SparseSoupTrainingArguments, but it is initialised. Create the arguments "
@@ -195,3 +202,4 @@ def _pin_gpu(local_rank: int) -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     os.environ["CUDA_VISIBLE_DEVICES"] = devices[local_rank % len(devices)]
+    return local_world_size > len(devices)
