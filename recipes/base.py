@@ -14,6 +14,7 @@ import yaml
 from transformers import AutoConfig, HfArgumentParser, PreTrainedModel, Trainer, TrainingArguments
 
 from sms_hf import SparseSoupTrainer, SparseSoupTrainingArguments, format_report
+from sms_hf.choices import nearest
 
 T = TypeVar("T")
 R = TypeVar("R", bound="CommonArguments")
@@ -131,9 +132,12 @@ def read_settings(path: Path, parser: HfArgumentParser) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(f"Expected a YAML file of settings at {path}, found none.")
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    unknown = set(values) - {action.dest for action in parser._actions}
+    known = {action.dest for action in parser._actions}
+    unknown = sorted(set(values) - known)
     if unknown:
-        raise RecipeError(f"{path} must hold settings of this recipe, got {sorted(unknown)}. See --help.")
+        raise RecipeError(
+            f"{path} must hold settings of this recipe, got {unknown}.{nearest(unknown[0], sorted(known))} See --help."
+        )
     return values
 
 

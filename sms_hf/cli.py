@@ -1,6 +1,8 @@
 """The command `sms-hf`: sparse model folders, on disk and on the Hub."""
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +12,25 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError
 from transformers.utils import logging
 
+from .choices import nearest
 from .hub import pack, push_to_hub, unpack
 from .hub.folders import weight_paths
 from .hub.inspection import describe_folder
-from .hub.push import weight_sizes
+from .hub.push import check_folder, files_to_push, weight_sizes
 from .hub.rescue import rescue
 
 PLAN = "Tell what a run will cost before it starts: trainings, time, disk, memory."
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        super().error(message + (nearest(found[1], re.findall(r"[\w-]+", found[2])) if found else ""))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 where it succeeded, 1 with one line on stderr where it did not."""
-    parser = argparse.ArgumentParser("sms-hf", description=__doc__)
+    parser = _Parser("sms-hf", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run, what: str, output: str = "") -> argparse.ArgumentParser:
@@ -46,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     added.add_argument("repo_id", help="USER/NAME on the Hub; made where it does not exist.")
     added.add_argument("--private", action="store_true", default=None, help="Make a new repository private.")
     added.add_argument("--revision", help="Branch. Default: main.")
+    added.add_argument("--language", help="For the card, such as de, or en,de.", type=lambda text: text.split(","))
+    added.add_argument("--license", help="For the card, such as apache-2.0.")
+    added.add_argument(
+        "--dry-run", action="store_true", help="Show bytes and names of what would go, and send nothing."
+    )
     # It has some 150 options, so `_plan` parses them: no character but this one begins an option here.
     added = commands.add_parser("plan", help=PLAN, add_help=False, prefix_chars="\0")
     added.add_argument("options", nargs="*")
@@ -54,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.set_verbosity_error()
     try:
         args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `sms-hf inspect X | head`: nobody reads on. Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, HTTPError) as error:
         print(f"sms-hf: {error}", file=sys.stderr)
         return 1
@@ -103,7 +122,14 @@ def _rescue(args: argparse.Namespace) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
-    print(push_to_hub(_folder(args.model), args.repo_id, private=args.private, revision=args.revision).commit_url)
+    folder = _folder(args.model)
+    if args.dry_run:
+        check_folder(folder)
+        for path in files_to_push(folder):
+            print(f"{path.stat().st_size:>15,} {path.name}")
+        return
+    metadata = {key: value for key in ("language", "license") if (value := getattr(args, key))}
+    print(push_to_hub(folder, args.repo_id, private=args.private, revision=args.revision, **metadata).commit_url)
 
 
 def _plan(args: argparse.Namespace) -> None:

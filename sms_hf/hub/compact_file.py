@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..soup.checkpoint import DTYPES, CheckpointError, SafetensorsWriter, write_streamed
+from ..files.checkpoint import DTYPES, SafetensorsWriter, write_streamed
+from ..files.folder import CheckpointError
 from ..sparsity.masks import Masks, check_zeros
 from .mask_codings import CompactError, MaskHead, decode_mask, encode_mask, read_head
 

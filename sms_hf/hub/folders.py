@@ -1,18 +1,29 @@
 """Model folders between the ordinary form, the compact form and both side by side."""
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..soup.checkpoint import INDEX, MASKS, WEIGHTS, CheckpointError, weight_files
+from ..choices import check_choice
+from ..files.folder import (
+    CONFIG,
+    INDEX,
+    MASKS,
+    WEIGHTS,
+    CheckpointError,
+    find_file,
+    other_files,
+    read_index,
+    read_json,
+    weight_files,
+)
+from ..files.writing import write_text
 from ..sparsity.masks import Masks
 from .compact_file import MASK, CompactFile, write_compact, write_dense
 from .mask_codings import CompactError
 
-CONFIG = "config.json"
 VARIANT = "sparse"
 COMPACT = f"model.{VARIANT}.safetensors"
 COMPACT_INDEX = f"{INDEX.removesuffix('.json')}.{VARIANT}.json"
@@ -32,7 +43,8 @@ def pack(
 
     Args:
         folder (`str` or `Path`): What `save_pretrained` or `Trainer.save_model` wrote.
-        output (`str` or `Path`, *optional*): A new folder for the result, with all other files. Default: in place.
+        output (`str` or `Path`, *optional*): A new folder for the result, with the model's other files (configuration,
+            tokenizer, masks, lineage, card). Default: in place.
         keep_dense (`bool`, *optional*, defaults to `True`): Both forms side by side, so that every tool can load the
             folder. `False`: the compact form alone, for which sms_hf is needed.
         entropy_coded (`bool`, *optional*, defaults to `False`): Code the masks near their entropy.
@@ -41,7 +53,8 @@ def pack(
         `Path`: The folder with the result.
 
     Raises:
-        CheckpointError: If the folder holds no dense weights, or `output` is in use.
+        CheckpointError: If the folder holds no dense weights, or names or links that leave it; if `output` is in use. Nothing
+            is changed then.
         MaskError: If a weight that its mask removes is not zero.
     """
     return convert(folder, "both" if keep_dense else "compact", output, entropy_coded)
@@ -64,10 +77,10 @@ def convert(folder: str | Path, form: str, output: str | Path | None = None, ent
     Whenever this is interrupted, the folder holds a whole model: the dense form is there before a compact one goes, and the
     compact one before a dense one goes.
     """
-    if form not in FORMATS:
-        raise ValueError(f"sparse_format must be one of {list(FORMATS)}, got {form!r}.")
+    check_choice("sparse_format", form, FORMATS)
     folder = Path(folder)
     config = read_config(folder)
+    _check_names(folder)
     if output is None:
         _convert(folder, folder, form, config, entropy_coded)
         return folder
@@ -81,12 +94,27 @@ def convert(folder: str | Path, form: str, output: str | Path | None = None, ent
         )
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _copy_others(folder, partial)
+    _copy(other_files(folder), partial)
     _convert(folder, partial, form, config, entropy_coded)
     if output.exists():
         output.rmdir()
     partial.rename(output)
     return output
+
+
+def _check_names(folder: Path) -> None:
+    """Raise for a name or a link that leaves the folder, before anything is written or removed."""
+    # Where both forms are there, nothing of the compact one is read, and an old one may lack shards.
+    dense, compact = (weight_paths(folder), []) if has_dense(folder) else ([], compact_paths(folder))
+    other_files(folder)
+    alike = [path.name for path in dense if _compact_name(path.name) == path.name]
+    alike += [path.name for path in compact if path.name != COMPACT_INDEX and _dense_name(path.name) == path.name]
+    if alike:
+        # Its other form would have the same name, and be written over it.
+        raise CheckpointError(
+            f"Expected weights in {folder} named model*.safetensors (compact ones model.{VARIANT}*), got {alike[:3]}. Save the "
+            "model anew."
+        )
 
 
 def _convert(source: Path, target: Path, form: str, config: dict[str, Any], entropy_coded: bool) -> None:
@@ -107,12 +135,12 @@ def _convert(source: Path, target: Path, form: str, config: dict[str, Any], entr
 
 
 def _pack_weights(folder: Path, model_type: str, entropy_coded: bool) -> None:
-    masks: Mapping = Masks.load(folder / MASKS) if (folder / MASKS).is_file() else {}
+    masks: Mapping = Masks.load(folder / MASKS) if find_file(folder, MASKS) else {}
     parts = [path.with_name(_compact_name(path.name)) for path in weight_files(folder)]
     for path, part in zip(weight_files(folder), parts, strict=True):
         write_compact(path, part, model_type, masks, entropy_coded)
-    if not (folder / WEIGHTS).is_file():  # An index beside a whole file is left from shards that were there before.
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    if find_file(folder, WEIGHTS) is None:  # An index beside a whole file is left from shards that were there before.
+        index = read_json(folder / INDEX)
         weight_map = {name: _compact_name(file) for name, file in index["weight_map"].items()}
         for part in parts:
             with CompactFile(part) as file:
@@ -123,8 +151,8 @@ def _pack_weights(folder: Path, model_type: str, entropy_coded: bool) -> None:
 def _unpack_weights(source: Path, target: Path) -> None:
     for path in compact_files(source):
         write_dense(path, target / _dense_name(path.name))
-    if (source / COMPACT_INDEX).is_file():
-        index = json.loads((source / COMPACT_INDEX).read_text(encoding="utf-8"))
+    if find_file(source, COMPACT) is None:
+        index = read_json(source / COMPACT_INDEX)
         names = {name: _dense_name(file) for name, file in index["weight_map"].items()}
         packed = {name for name in names if name.endswith(MASK) and name.removesuffix(MASK) in names}
         _write_json(target / INDEX, {**index, "weight_map": {n: f for n, f in names.items() if n not in packed}})
@@ -143,11 +171,11 @@ def _dense_name(name: str) -> str:
 
 
 def has_dense(folder: Path) -> bool:
-    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+    return any(find_file(folder, name) for name in (WEIGHTS, INDEX))
 
 
 def has_compact(folder: Path) -> bool:
-    return (folder / COMPACT).is_file() or (folder / COMPACT_INDEX).is_file()
+    return any(find_file(folder, name) for name in (COMPACT, COMPACT_INDEX))
 
 
 def compact_files(folder: Path) -> list[Path]:
@@ -155,40 +183,30 @@ def compact_files(folder: Path) -> list[Path]:
     The compact files of a folder, in order.
 
     Raises:
-        CompactError: If there is none, or the index names a file that is not there.
+        CompactError: If there is none, or the index names what is not there or lies elsewhere.
     """
-    if (folder / COMPACT).is_file():
-        return [folder / COMPACT]
-    if not (folder / COMPACT_INDEX).is_file():
+    whole = find_file(folder, COMPACT, CompactError)
+    if whole is not None:
+        return [whole]
+    if find_file(folder, COMPACT_INDEX, CompactError) is None:
         found = sorted(path.name for path in folder.glob("*"))[:8]
         raise CompactError(f"Expected {COMPACT} or {COMPACT_INDEX} in {folder}, found {found}. sms_hf.pack writes it.")
-    files = [folder / name for name in dict.fromkeys(_weight_map(folder / COMPACT_INDEX).values())]
-    missing = [path.name for path in files if not path.is_file()]
-    if missing:
-        raise CompactError(f"{COMPACT_INDEX} in {folder} names files that are not there: {missing[:3]}. Fetch them.")
-    return files
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor -> file of an index. Files lie beside it: a name that leads elsewhere is refused."""
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        outside = [name for name in names.values() if Path(name).name != name]
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise CompactError(f"{index} is damaged: {error}. Fetch or write it anew.") from error
-    if outside:
-        raise CompactError(f"{index} must name files beside it, got {outside[:3]}.")
-    return names
+    return [folder / name for name in dict.fromkeys(read_index(folder / COMPACT_INDEX, CompactError).values())]
 
 
 def compact_paths(folder: Path) -> list[Path]:
     """All files of the compact form."""
-    return [*compact_files(folder), folder / COMPACT_INDEX] if has_compact(folder) else []
+    return [*compact_files(folder), *_there(folder, COMPACT_INDEX)] if has_compact(folder) else []
 
 
 def weight_paths(folder: Path) -> list[Path]:
     """All files of the dense form."""
-    return [*weight_files(folder), folder / INDEX] if has_dense(folder) else []
+    return [*weight_files(folder), *_there(folder, INDEX)] if has_dense(folder) else []
+
+
+def _there(folder: Path, name: str) -> list[Path]:
+    path = find_file(folder, name)
+    return [] if path is None else [path]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -198,13 +216,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is missing or damaged.
     """
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(f"Expected a model folder with {CONFIG}, got {folder}: {error}.") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / CONFIG} must hold an object, got {type(config).__name__}.")
-    return config
+    return read_json(folder / CONFIG)
 
 
 def _write_config(folder: Path, config: dict[str, Any], quantization: dict[str, Any] | None) -> None:
@@ -219,25 +231,13 @@ def _write_config(folder: Path, config: dict[str, Any], quantization: dict[str, 
 
 
 def _write_json(path: Path, value: Any) -> None:
-    """As transformers writes its configurations; the file appears whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _copy_others(source: Path, target: Path) -> None:
-    """All files that hold no weights. Folders (checkpoints, logs) stay behind."""
-    weights = {path.name for path in (*weight_paths(source), *compact_paths(source))}
-    _copy([path for path in source.iterdir() if path.is_file() and path.name not in weights], target)
+    """As transformers writes its configurations."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def _copy(paths: list[Path], target: Path) -> None:
     for path in paths:
-        if path.is_file():
-            shutil.copyfile(path, target / path.name)
+        shutil.copyfile(path, target / path.name)
 
 
 def _remove(paths: list[Path]) -> None:

@@ -1,17 +1,17 @@
 """What lies in a model folder: per tensor its shape, sparsity, pattern and bytes."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
-from ..soup.checkpoint import DTYPES, MASKS, Checkpoint
+from ..files.checkpoint import DTYPES, Checkpoint
+from ..files.folder import LINEAGE, MASKS, find_file, read_json
 from ..sparsity.masks import Masks
 from .compact_file import CompactFile
 from .folders import compact_files, has_compact, has_dense, read_config, weight_paths
-from .lineage import LINEAGE
 from .mask_codings import find_nm
 
 
@@ -92,16 +92,24 @@ def _summary(folder: Path, rows: list[Row]) -> Iterator[str]:
     yield f"weights: {' and '.join(form for form, there in forms.items() if there)}, {sum(r.num_bytes for r in rows):,} bytes"
     if forms["compact"] and forms["dense"]:
         yield f"dense form: {sum(path.stat().st_size for path in weight_paths(folder) if path.is_file()):,} bytes"
-    if (folder / MASKS).is_file():
+    if find_file(folder, MASKS):
         masks = Masks.load(folder / MASKS)
         yield f"masks: {masks.sparsity():.4%} of {masks.num_weights:,} weights removed, fingerprint {masks.fingerprint()[:16]}"
 
 
 def _lineage(folder: Path) -> Iterator[str]:
-    if not (folder / LINEAGE).is_file():
+    if find_file(folder, LINEAGE) is None:
         return
-    lineage = json.loads((folder / LINEAGE).read_text(encoding="utf-8"))
-    yield f"made by sms_hf {lineage['versions']['sms_hf']} from {lineage['parent']['name'] or 'a local model'}"
+    lineage = read_json(folder / LINEAGE)
+    try:
+        yield from _lineage_lines(lineage)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        # The weights were shown; this is from another version, or by another hand.
+        yield f"lineage: {LINEAGE} is not as sms_hf writes it ({type(error).__name__}: {error})"
+
+
+def _lineage_lines(lineage: dict[str, Any]) -> list[str]:
+    lines = [f"made by sms_hf {lineage['versions']['sms_hf']} from {lineage['parent']['name'] or 'a local model'}"]
     for phase in lineage["phases"]:
         soup = phase["soup"]
         what = (
@@ -109,4 +117,7 @@ def _lineage(folder: Path) -> Iterator[str]:
             if soup
             else "no soup"
         )
-        yield f"phase {phase['number']}: {phase['parent']['sparsity']:.2%} removed, {len(phase['candidates'])} candidates, {what}"
+        lines.append(
+            f"phase {phase['number']}: {phase['parent']['sparsity']:.2%} removed, {len(phase['candidates'])} candidates, {what}"
+        )
+    return lines

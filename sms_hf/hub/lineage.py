@@ -12,7 +12,6 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..sparsity.masks import Masks
 
-LINEAGE = "sparse_soup.json"
 FORMAT = "sms_hf.sparse_soup.v1"
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)  # Of a repository.
 _LOCAL = ("original_schedule",)  # May be a path of the machine that made the model.

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
-from ..soup.checkpoint import INDEX, WEIGHTS, CheckpointError
-from .folders import COMPACT, COMPACT_INDEX, QUANT_METHOD, VARIANT
+from ..choices import check_choice
+from ..files.folder import INDEX, WEIGHTS, CheckpointError, find_file, weight_files
+from .folders import COMPACT, COMPACT_INDEX, QUANT_METHOD, VARIANT, compact_files, has_compact, has_dense, read_config
+from .mask_codings import CompactError
 
 _OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _FILES = {"compact": (COMPACT, COMPACT_INDEX), "dense": (WEIGHTS, INDEX)}
@@ -42,9 +45,9 @@ def load(
         CheckpointError: If the file does not hold every weight of the model.
         OSError: If there is no such folder or repository, as `from_pretrained` says it.
     """
-    if prefer not in _FILES:
-        raise ValueError(f"prefer must be one of {list(_FILES)}, got {prefer!r}.")
+    check_choice("prefer", prefer, _FILES)
     hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs}
+    _check_folder(Path(name_or_path) / kwargs.get("subfolder", ""))
     # False is said, because otherwise transformers asks on the terminal.
     config: Any = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **hub)
     other = "dense" if prefer == "compact" else "compact"
@@ -55,7 +58,11 @@ def load(
     elif hasattr(config, "quantization_config"):
         del config.quantization_config
     options = {"config": config, "variant": VARIANT if form == "compact" else None, "output_loading_info": True}
-    model, info = expected.from_pretrained(name_or_path, **kwargs, **options)
+    try:
+        model, info = expected.from_pretrained(name_or_path, **kwargs, **options)
+    except SafetensorError as error:
+        broken = CompactError if form == "compact" else CheckpointError
+        raise broken(f"The {form} weights of {name_or_path} are damaged: {error}. Fetch or write them anew.") from error
     wrong = {key: sorted(str(k) for k in info[key]) for key in ("missing_keys", "mismatched_keys") if info[key]}
     if model_class is None and info["unexpected_keys"]:
         wrong["unexpected_keys"] = sorted(info["unexpected_keys"])
@@ -66,6 +73,18 @@ def load(
             "model as model_class, or use from_pretrained for a model that is to get new layers."
         )
     return model
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise for a folder whose names lead elsewhere, before transformers opens them; those on the Hub have none."""
+    if not folder.is_dir():
+        return
+    read_config(folder)
+    find_file(folder, GENERATION_CONFIG_NAME)
+    if has_compact(folder):
+        compact_files(folder)
+    if has_dense(folder):
+        weight_files(folder)
 
 
 def _has(name: str | Path, form: str, hub: dict[str, Any]) -> bool:

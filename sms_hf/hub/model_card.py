@@ -9,10 +9,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tabulate import tabulate
 
+from ..files.folder import FIGURE
 from ..report.table import describe, format_report
 from .lineage import is_repo_name
 
-FIGURE = "phases.png"
 BEGIN = "<!-- sms_hf: from here to the end mark, text is written anew at every push; text outside is kept -->"
 END = "<!-- sms_hf: end -->"
 TAGS = ("sparse", "model-soup", "pruned", "sms_hf")

@@ -1,6 +1,5 @@
 """To the Hub: one commit that replaces the model as a whole, or nothing."""
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,21 +8,17 @@ from typing import Any, TypeVar
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, RepositoryNotFoundError
 
-from ..soup.checkpoint import INDEX, MASKS, WEIGHTS, Checkpoint, CheckpointError
+from ..files.checkpoint import Checkpoint
+from ..files.folder import CARD, FIGURE, LINEAGE, MASKS, WEIGHTS, CheckpointError, find_file, other_files, read_json
 from ..sparsity.masks import Masks, check_zeros
 from .compact_file import CompactFile
 from .folders import COMPACT_INDEX, compact_files, compact_paths, has_compact, has_dense, read_config, weight_paths
-from .lineage import LINEAGE
-from .model_card import FIGURE, make_card, merge_cards
+from .model_card import make_card, merge_cards
 
 T = TypeVar("T")
 
-CARD = "README.md"
 TRIES = 4
 """How often a push is tried where the server or the network fails. huggingface_hub repeats single requests besides."""
-
-_KINDS = (".json", ".model", ".spm", ".txt", ".jinja", ".bpe", ".vocab")
-_LEFT_OUT = ("report.json", "trainer_state.json", "all_results.json")
 
 
 def push_to_hub(
@@ -40,7 +35,8 @@ def push_to_hub(
     Upload a finished run, or any model folder.
 
     What is uploaded: weights in the form or forms that the folder holds ([`pack`] makes the compact one), masks, configuration,
-    tokenizer, lineage and a model card; no checkpoints, logs or pickles. It is one commit, so that nobody ever pulls half
+    tokenizer, lineage and a model card, by a fixed list of names (`OTHER_FILES`); no checkpoints, logs, notes or pickles, and
+    nothing that a link brings in from elsewhere. It is one commit, so that nobody ever pulls half
     of a model; weights of an earlier push that are not part of this one go with it. What the owner wrote in the card of the
     repository stays. Pushing again, after a failure or without need, does no harm.
 
@@ -94,7 +90,7 @@ def check_folder(folder: Path) -> None:
         raise CheckpointError(
             f"Expected {WEIGHTS} or a compact file in {folder}, found none. Push a folder with a model."
         )
-    masks: Mapping[str, Any] = Masks.load(folder / MASKS) if (folder / MASKS).is_file() else {}
+    masks: Mapping[str, Any] = Masks.load(folder / MASKS) if find_file(folder, MASKS) else {}
     if has_dense(folder):
         with Checkpoint(folder) as checkpoint:
             for name, shape in checkpoint.shapes.items():
@@ -130,10 +126,7 @@ def _check_alike(folder: Path, checkpoint: Checkpoint) -> None:
 
 def files_to_push(folder: Path) -> list[Path]:
     """The files of a folder that belong to the model."""
-    known = {*weight_paths(folder), *compact_paths(folder), folder / MASKS, folder / FIGURE, folder / CARD}
-    others = {path for path in folder.glob("*") if path.suffix in _KINDS and path.name not in _LEFT_OUT}
-    others -= {folder / INDEX, folder / COMPACT_INDEX}  # Theirs above, if they belong to weights that are there.
-    return sorted(path for path in known | others if path.is_file() and not path.name.startswith(("_", ".")))
+    return sorted({*weight_paths(folder), *compact_paths(folder), *other_files(folder)})
 
 
 def weight_sizes(folder: Path) -> dict[str, int]:
@@ -144,12 +137,12 @@ def weight_sizes(folder: Path) -> dict[str, int]:
 
 def _card(folder: Path, repo_id: str, there: str | None, metadata: Mapping[str, Any]) -> str | None:
     """The card to push: made from the lineage where there is one, into the repository's or else the folder's."""
-    own = folder / CARD
-    there = there or (own.read_text(encoding="utf-8") if own.is_file() else None)
-    if not (folder / LINEAGE).is_file():
+    own = find_file(folder, CARD)
+    there = there or (own.read_text(encoding="utf-8") if own else None)
+    if find_file(folder, LINEAGE) is None:
         return there
-    lineage = json.loads((folder / LINEAGE).read_text(encoding="utf-8"))
-    new = make_card(lineage, repo_id, weight_sizes(folder), (folder / FIGURE).is_file(), **metadata)
+    lineage = read_json(folder / LINEAGE)
+    new = make_card(lineage, repo_id, weight_sizes(folder), find_file(folder, FIGURE) is not None, **metadata)
     return merge_cards(new, there, metadata)
 
 

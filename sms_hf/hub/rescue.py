@@ -22,9 +22,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..soup.checkpoint import DTYPES, INDEX, WEIGHTS, Checkpoint, CheckpointError, write_streamed
+from ..files.checkpoint import DTYPES, Checkpoint, write_streamed
+from ..files.folder import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    CheckpointError,
+    find_file,
+    other_files,
+    read_index,
+    read_json,
+)
+from ..files.writing import write_text
 
-CONFIG = "config.json"
 FORMATS = {
     "sparse-bitmask": ("shape", "compressed", "bitmask", "row_offsets"),
     "sparse-24-bitmask": ("shape", "compressed", "bitmask"),
@@ -76,8 +86,8 @@ def rescue(folder: str | Path, output: str | Path | None = None) -> Rescued:
     Turn a folder that an old compressed-tensors wrote in a sparse format into one that every tool loads.
 
     Weights are the original ones bit for bit (but `sparse-bitmask` never kept the sign of a zero), in files named as before;
-    the entry on compression leaves `config.json`; every other file is copied, hidden folders apart. In memory is one tensor
-    at a time, and the output appears whole or not at all.
+    the entry on compression leaves `config.json`; the model's other files (tokenizer, card, ...) are copied. In memory is one
+    tensor at a time, and the output appears whole or not at all.
 
     Args:
         folder (`str` or `Path`): With `config.json` and safetensors, in a format of `FORMATS`.
@@ -92,6 +102,7 @@ def rescue(folder: str | Path, output: str | Path | None = None) -> Rescued:
     folder = Path(folder).resolve()
     config, form = _read_config(folder)
     parts = _read_index(folder)
+    others = [path for path in other_files(folder, RescueError) if path.name != CONFIG]
     output = folder.with_name(folder.name + "-dense") if output is None else Path(output).resolve()
     unfinished = _check_output(folder, output)
     try:
@@ -105,7 +116,8 @@ def rescue(folder: str | Path, output: str | Path | None = None) -> Rescued:
             unfinished.mkdir(parents=True)
             _write_weights(unfinished, tensors, sharded=parts is not None)
             _write_json(unfinished / CONFIG, config)
-            _copy_others(folder, unfinished, {CONFIG, INDEX, *(parts or {"": WEIGHTS}).values()})
+            for path in others:
+                shutil.copyfile(path, unfinished / path.name)
             if output.exists():
                 output.rmdir()
             unfinished.rename(output)
@@ -133,7 +145,7 @@ def _check_output(folder: Path, output: Path) -> Path:
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], str]:
     """The configuration without its entries on compression, and the format that they name."""
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG, RescueError)
     entries = [config.pop(key, None) for key in _ENTRIES]
     entries += [{"sparsity_config": config.pop("sparsity_config", None)}]  # At first it stood alone.
     entries = [entry for entry in entries if isinstance(entry, dict)]
@@ -161,28 +173,10 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def _read_index(folder: Path) -> dict[str, str] | None:
-    """Tensor -> file, or None where there is one file. Files lie beside the index: a name that leads elsewhere is refused."""
-    if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
+    """Tensor -> file, or None where there is one file."""
+    if find_file(folder, WEIGHTS, RescueError) or find_file(folder, INDEX, RescueError) is None:
         return None
-    parts = _read_json(folder / INDEX).get("weight_map")
-    if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
-        raise RescueError(f"{folder / INDEX} must hold a weight_map from tensors to files. {_AGAIN}")
-    bad = [part for part in dict.fromkeys(parts.values()) if Path(part).name != part or not (folder / part).is_file()]
-    if bad:
-        raise RescueError(f"{INDEX} must name files beside it, in {folder} there are no {bad[:3]}. {_AGAIN}")
-    return parts
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RescueError(
-            f"Expected a model folder with a readable {path.name}, got {path.parent}: {error}."
-        ) from error
-    if not isinstance(value, dict):
-        raise RescueError(f"{path} must hold an object, got {type(value).__name__}. {_AGAIN}")
-    return value
+    return read_index(folder / INDEX, RescueError)
 
 
 # ---- Tensors -----------------------------------------------------------------------------------------------------------
@@ -301,14 +295,5 @@ def _write_weights(folder: Path, tensors: Mapping[str, _Tensor], sharded: bool) 
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _copy_others(source: Path, target: Path, written: set[str]) -> None:
-    """All other files, also those in folders, but not the caches and repositories that hidden folders are."""
-    for path in source.rglob("*"):
-        inner = path.relative_to(source)
-        if path.is_file() and str(inner) not in written and not any(part.startswith(".") for part in inner.parts[:-1]):
-            (target / inner).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / inner)
-
-
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2) + "\n")

@@ -1,12 +1,13 @@
 """Averaging checkpoints that share one mask. Needs torch and safetensors alone."""
 
+from ..files.checkpoint import Checkpoint
+from ..files.folder import CheckpointError
 from .averaging import average_checkpoints
 from .calibration import (
     expected_calibration_error,
     maximum_calibration_error,
     worst_class_accuracy,
 )
-from .checkpoint import Checkpoint, CheckpointError
 from .diagnostics import (
     Rift,
     advice,

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..files.checkpoint import DTYPES, Checkpoint, write_streamed
+from ..files.folder import MASKS, WEIGHTS, CheckpointError
 from ..sparsity.masks import MaskError, Masks, check_zeros
-from .checkpoint import DTYPES, MASKS, WEIGHTS, Checkpoint, CheckpointError, write_streamed
 
 CHUNK = 1 << 20
 """Weights that are averaged in one piece: memory does not grow with the model or with the number of checkpoints."""

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files.checkpoint import DTYPES, Checkpoint
+from ..files.folder import CheckpointError
 from ..sparsity.masks import MaskError, Masks
 from ..sparsity.prunable import matrix_dims
 from .averaging import average_checkpoints, row_pieces
-from .checkpoint import DTYPES, Checkpoint, CheckpointError
 
 MARGIN = 0.01
 """A middle counts as worse when its loss on one batch exceeds that of both ends by more than this fraction."""

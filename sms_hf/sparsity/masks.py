@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..files.folder import MASKS, find_file
+
 FORMAT = "sms_hf.masks.v1"
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
@@ -89,7 +91,7 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             MaskError: If a parameter is missing or has another shape. The model is unchanged then.
         """
-        for name, parameter in self._parameters_of(model).items():
+        for name, parameter in self.parameters_of(model).items():
             local(parameter).masked_fill_(~share(self[name], parameter), 0.0)
 
     @torch.no_grad()
@@ -99,7 +101,7 @@ class Masks(Mapping[str, Tensor]):
 
         Of sharded parameters (FSDP2) a process checks its own share.
         """
-        for name, parameter in self._parameters_of(model).items():
+        for name, parameter in self.parameters_of(model).items():
             of = "" if not is_sharded(parameter) else " (the share of this process)"
             check_zeros(f"{name}{of}", local(parameter), share(self[name], parameter))
 
@@ -112,7 +114,13 @@ class Masks(Mapping[str, Tensor]):
         for name, mask in self.items():
             check_zeros(name, state[name], mask)
 
-    def _parameters_of(self, model: nn.Module) -> dict[str, nn.Parameter]:
+    def parameters_of(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """
+        The parameters that the masks are for, by name.
+
+        Raises:
+            MaskError: If a parameter is missing or has another shape.
+        """
         parameters = named_weights(model)
         missing = [name for name in self if name not in parameters]
         if missing:
@@ -134,6 +142,7 @@ class Masks(Mapping[str, Tensor]):
         # One entry: safetensors writes several in random order, and equal masks should be equal files.
         header = json.dumps({"shapes": shapes, "fingerprint": self.fingerprint()})
         partial = Path(f"{path}.partial")
+        partial.unlink(missing_ok=True)  # A link would lead the writer elsewhere.
         save_file({name: _pack(mask) for name, mask in self.items()}, partial, metadata={FORMAT: header})
         partial.replace(path)
 
@@ -143,8 +152,14 @@ class Masks(Mapping[str, Tensor]):
         Read masks that [`Masks.save`] wrote.
 
         Raises:
-            MaskError: If the file is damaged, or no file of masks.
+            MaskError: If the file is damaged, no file of masks, or a link that leaves its folder.
+            FileNotFoundError: If it is missing.
         """
+        path = Path(path)
+        if path.is_dir():
+            there = f" There is one: {path / MASKS}." if find_file(path, MASKS, MaskError) else ""
+            raise MaskError(f"Expected a file of masks, got the folder {path}.{there}")
+        find_file(path.parent, path.name, MaskError)
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from ..choices import check_choice
 from .allocation import SCOPES
 from .criteria import CRITERIA, score_of
 from .masks import Masks
@@ -149,10 +150,9 @@ def select(
 
 def check_options(scope: str, criterion: str | Score, limit: float | None, pattern: str = UNSTRUCTURED) -> None:
     """Raise `ValueError` for options outside their tables, a limit (if any) outside `(0, 1]`, or what does not combine."""
-    if isinstance(criterion, str) and criterion not in CRITERIA:
-        raise ValueError(f"pruning_criterion must be one of {sorted(CRITERIA)}, got {criterion!r}.")
-    if scope not in SCOPES:
-        raise ValueError(f"pruning_scope must be one of {sorted(SCOPES)}, got {scope!r}.")
+    if isinstance(criterion, str):
+        check_choice("pruning_criterion", criterion, sorted(CRITERIA))
+    check_choice("pruning_scope", scope, sorted(SCOPES))
     parse_nm(pattern)
     if limit is not None and not 0.0 < limit <= 1.0:
         raise ValueError(

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 
+from ..choices import check_choice
+
 
 def phase_sparsities(target_sparsity: float, num_phases: int) -> list[float]:
     """
@@ -145,8 +147,7 @@ def retrain_learning_rate(
     Raises:
         ValueError: For an unknown name, a step or scale out of range, or a missing or too short `original`.
     """
-    if name not in RETRAIN_SCHEDULES:
-        raise ValueError(f"retrain_schedule must be one of {sorted(RETRAIN_SCHEDULES)}, got {name!r}.")
+    check_choice("retrain_schedule", name, sorted(RETRAIN_SCHEDULES))
     if num_steps < 1 or not 0 <= step <= num_steps:
         raise ValueError(
             f"step must lie in [0, num_steps] with num_steps of at least 1, got step {step} of {num_steps}. Steps are optimizer "

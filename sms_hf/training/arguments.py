@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast, get_args
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from ..choices import check_choice
 from ..hub.folders import FORMATS
 from ..soup.recipes import SOUP_METHODS
 from ..sparsity.pruning import CRITERIA, SCOPES, check_options, pattern_sparsity
@@ -174,13 +175,11 @@ class SparseSoupArguments(_TrainingArguments):
         self._check_numbers()
         if isinstance(self.vary, str):
             self.vary = _parse_vary(self.vary)
-        if self.soup_method not in SOUP_METHODS:
-            raise ValueError(f"soup_method must be one of {sorted(SOUP_METHODS)}, got {self.soup_method!r}.")
+        check_choice("soup_method", self.soup_method, sorted(SOUP_METHODS))
         check_options(self.pruning_scope, self.pruning_criterion, self.max_sparsity_per_layer, self.pruning_pattern)
         self._check_pattern()
         check_schedule(self)
-        if self.sparse_format not in FORMATS:
-            raise ValueError(f"sparse_format must be one of {list(FORMATS)}, got {self.sparse_format!r}.")
+        check_choice("sparse_format", self.sparse_format, FORMATS)
         if not 0.0 <= self.bn_recalibration_fraction <= 1.0:
             raise ValueError(f"bn_recalibration_fraction must lie in [0, 1], got {self.bn_recalibration_fraction}.")
         if self.max_sparsity_per_layer is not None and self.max_sparsity_per_layer < self.target_sparsity:

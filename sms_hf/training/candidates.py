@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from ..choices import nearest
+
 # The arguments that change what retraining computes. Others (logging, saving, the Hub) do not make a candidate.
 HYPERPARAMETERS = (
     "seed",
@@ -116,7 +118,8 @@ def check_vary(vary: Mapping[str, Sequence[Any]] | None) -> dict[str, list[Any]]
     for key, values in (vary or {}).items():
         if key not in HYPERPARAMETERS:
             raise ValueError(
-                f"`vary` must name hyperparameters of retraining, got {key!r}. Known: {', '.join(HYPERPARAMETERS)}."
+                f"`vary` must name hyperparameters of retraining, got {key!r}.{nearest(key, HYPERPARAMETERS)} "
+                f"Known: {', '.join(HYPERPARAMETERS)}."
             )
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..soup.checkpoint import CheckpointError
+from ..files.folder import CheckpointError
 from ..sparsity.masks import MaskError
 from .fanout import ProcessError
 

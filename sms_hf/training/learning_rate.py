@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import SchedulerType, get_scheduler
 from transformers.utils import logging
 
+from ..choices import check_choice
 from ..sparsity.schedules import RETRAIN_SCHEDULES, retrain_learning_rate
 
 logger = logging.get_logger(__name__)
@@ -32,10 +33,7 @@ def check_schedule(args: Any) -> None:
     name = args.retrain_schedule
     if name is None:
         return
-    if name not in RETRAIN_SCHEDULES:
-        raise ValueError(
-            f"retrain_schedule must be one of {sorted(RETRAIN_SCHEDULES)}, got {name!r}. Leave it out to use lr_scheduler_type."
-        )
+    check_choice("retrain_schedule", name, sorted(RETRAIN_SCHEDULES))
     if name in NEED_ORIGINAL and args.original_schedule is None:
         raise ValueError(
             f"retrain_schedule={name!r} follows the schedule of the dense training. Set original_schedule to the folder or "

@@ -12,7 +12,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, rotate_checkpoints
 
-from ..soup.checkpoint import MASKS
+from ..files.folder import MASKS
 from ..sparsity.masks import Masks, check_fingerprint
 from .evaluation import WeightedMean, count_targets
 from .gradual import GradualPruning
@@ -78,6 +78,8 @@ class MaskedTrainerMixin(_Trainer):
 
     @masks.setter
     def masks(self, masks: Masks | None) -> None:
+        if masks is not None:
+            masks.parameters_of(self.model)  # Another model's are told here, not in the middle of a step.
         self._enforcer = None if masks is None else MaskEnforcer(masks)
 
     def prune_while_training(self, gradual: GradualPruning) -> None:

@@ -1,5 +1,7 @@
 """Keeps masks exact during training: gradients before clipping, weights after the step."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +44,7 @@ class MaskEnforcer:
 
     def _resolve(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         named = named_weights(model)
-        parameters: list[Tensor] = [named[name] for name in self.masks]
+        parameters: list[Any] = [named.get(name) for name in self.masks]  # A mask without one is told below.
         if any(a is not b for a, b in zip(parameters, self._parameters or [None] * len(parameters), strict=True)):
             # New parameters: clear what they hold (0 * NaN would stay NaN) and bring the masks to their device and dtype.
             self.masks.apply_(model)

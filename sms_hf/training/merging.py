@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from ..files.folder import MASKS
 from ..soup.averaging import average_checkpoints
-from ..soup.checkpoint import MASKS
 from ..soup.diagnostics import (
     advice,
     barrier,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..choices import check_choice
 from ..sparsity.schedules import check_sparsity, gradual_sparsities, num_pruning_events, phase_sparsities
 from .candidates import SEED_STRIDE, Candidate, Phase
 
@@ -73,8 +74,7 @@ def make_plan(method: str, request: Request) -> list[Phase]:
     Raises:
         ValueError: For an unknown method, or options that make no sense.
     """
-    if method not in METHODS:
-        raise ValueError(f"pruning_method must be one of {sorted(METHODS)}, got {method!r}.")
+    check_choice("pruning_method", method, sorted(METHODS))
     check_sparsity("target_sparsity", request.target_sparsity)
     phase_sparsities(request.target_sparsity, request.num_phases)
     if request.num_train_epochs <= 0 and request.max_steps <= 0 and method != "pruned":

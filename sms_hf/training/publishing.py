@@ -9,12 +9,12 @@ from typing import Any, cast
 import torch
 from huggingface_hub import HfApi
 
+from ..files.folder import FIGURE, LINEAGE, MASKS
 from ..hub.folders import VARIANT, convert, has_compact, has_dense
-from ..hub.lineage import LINEAGE, cached_revision, make_lineage
-from ..hub.model_card import FIGURE, make_card, merge_cards
+from ..hub.lineage import cached_revision, make_lineage
+from ..hub.model_card import make_card, merge_cards
 from ..hub.push import CARD, push_to_hub, weight_sizes
 from ..report.phases import draw_phases
-from ..soup.checkpoint import MASKS
 from ..sparsity.masks import Masks, check_fingerprint
 from .retraining import RetrainingMixin
 from .run_directory import RunDirectory, model_files, remove_unfinished, write_json, write_record

@@ -13,7 +13,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
-from ..soup.checkpoint import MASKS
+from ..files.folder import MASKS
 from ..sparsity.masks import Masks, check_fingerprint
 from ..sparsity.patterns import nm_skipped
 from ..sparsity.pruning import find_weights

@@ -24,6 +24,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..files.writing import write_text
 from .say import say
 
 INTERNAL = "_run"  # Trainer.push_to_hub leaves out what begins with an underscore.
@@ -159,13 +160,7 @@ def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "")
 def write_json(path: Path, value: Any) -> None:
     """Write a file so that it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, ProgressCallback
 
+from ..files.folder import MASKS
 from ..soup.averaging import average_checkpoints
-from ..soup.checkpoint import MASKS
 from ..soup.diagnostics import subsets
 from ..sparsity.masks import Masks
 from ..sparsity.pruning import prune

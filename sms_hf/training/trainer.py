@@ -8,7 +8,7 @@ from typing import Any, cast
 from transformers import Seq2SeqTrainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from ..soup.checkpoint import MASKS
+from ..files.folder import MASKS
 from ..sparsity.masks import Masks
 from ..sparsity.patterns import nm_skipped
 from ..sparsity.prunable import find_prunable

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.utils import logging
 
-from ..soup.checkpoint import Checkpoint, CheckpointError
+from ..files.checkpoint import Checkpoint
+from ..files.folder import CheckpointError
 
 ROWS = 1 << 30
 

@@ -1,16 +1,21 @@
 """`sms-hf`: what it prints and writes, on folders and on repositories."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import tiny_t5
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from sms_hf import Masks, prune
 from sms_hf.cli import main
+from sms_hf.hub.lineage import make_lineage
 
 from .conftest import run_python
+from .test_model_card import report
 
 
 @pytest.fixture
@@ -94,3 +99,44 @@ def test_on_repositories(hub, folder, tmp_path):
     expected = load_file(folder / "model.safetensors")
     assert all(torch.equal(pulled[key], expected[key]) for key in expected)
     assert "quantization_config" not in json.loads((tmp_path / "pulled" / "config.json").read_text())
+
+
+def test_a_pipe_that_is_closed_early_is_no_error(folder):
+    """`sms-hf inspect MODEL | head -1`."""
+    code = "import sys; from sms_hf.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = f"{sys.executable} -c '{code}' inspect {folder} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("tensor")
+
+
+def test_a_misspelt_command_offers_the_nearest(capsys):
+    with pytest.raises(SystemExit):
+        main(["inspct", "model"])
+    assert "Did you mean 'inspect'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{}", '{"versions": {}, "parent": {"name": null}}', '{"versions": 3}'])
+def test_a_lineage_of_another_hand_is_said_to_be_one(folder, capsys, text):
+    (folder / "sparse_soup.json").write_text(text)
+    assert main(["inspect", str(folder)]) == 0
+    assert "lineage: sparse_soup.json is not as sms_hf writes it" in capsys.readouterr().out
+
+
+def test_a_lineage_that_is_cut_is_named(folder, capsys):
+    (folder / "sparse_soup.json").write_text('{"versions": {')
+    assert main(["inspect", str(folder)]) == 1
+    assert f"{folder / 'sparse_soup.json'} is damaged" in capsys.readouterr().err
+
+
+def test_language_and_licence_reach_the_card(hub, folder, tmp_path):
+    lineage = make_lineage(report(), Masks.load(folder / "masks.safetensors"))
+    (folder / "sparse_soup.json").write_text(json.dumps(lineage))
+    code = """
+    from sms_hf.cli import main
+    assert main(["push", "model", "tester/soup", "--language", "en,de", "--license", "mit"]) == 0
+    """
+    done = run_python(code, hub.environment(tmp_path / "home"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    card = ModelCard(hub.files("tester/soup")["README.md"].decode())
+    assert (card.data.language, card.data.license) == (["en", "de"], "mit")

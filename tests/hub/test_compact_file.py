@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sms_hf import CompactError, CompactFile, MaskError
+from sms_hf.files.folder import CheckpointError
 from sms_hf.hub.compact_file import MAX_EXPANSION, pack_tensor, unpack_tensor, write_compact, write_dense
-from sms_hf.soup.checkpoint import CheckpointError
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
 from sms_hf import CompactFile, MaskError, Masks, pack, prune, unpack
+from sms_hf.files.folder import CheckpointError
 from sms_hf.hub import folders
-from sms_hf.soup.checkpoint import CheckpointError
 
 DENSE, COMPACT = "model.safetensors", "model.sparse.safetensors"
 

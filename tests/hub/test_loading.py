@@ -32,9 +32,9 @@ from transformers import (
 )
 
 from sms_hf import CompactError, load, pack, prune
+from sms_hf.files.folder import CheckpointError
 from sms_hf.hub.compact_file import MASK
 from sms_hf.hub.quantizer import Unpack
-from sms_hf.soup.checkpoint import CheckpointError
 
 DECODER = {
     "vocab_size": 64,
@@ -257,3 +257,17 @@ def test_packed_tensors_are_not_cut_by_tensor_parallelism(tmp_path):
     cut, tensors = SimpleNamespace(_tp_size=2), {"weight": [torch.ones(3)], f"weight{MASK}": [torch.ones(3)]}
     with pytest.raises(CompactError, match="expected no tensor parallelism, which cuts packed tensors"):
         Unpack(SimpleNamespace()).convert(tensors, [], [], model=cut, missing_keys=set())
+
+
+@pytest.mark.parametrize("form", ["compact", "dense"])
+@pytest.mark.parametrize("cut", [0, 20, -30])
+def test_weights_that_are_cut_are_named(tmp_path, form, cut):
+    """Not a bare SafetensorError."""
+    model = tiny_t5()
+    prune(model, 0.8)
+    model.save_pretrained(tmp_path)
+    pack(tmp_path)
+    path = tmp_path / ("model.sparse.safetensors" if form == "compact" else "model.safetensors")
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises((CompactError, CheckpointError), match=str(tmp_path)):
+        load(tmp_path, prefer=form)

@@ -10,8 +10,8 @@ import pytest
 from conftest import tiny_t5
 
 from sms_hf import pack, prune, push_to_hub
+from sms_hf.files.folder import CheckpointError
 from sms_hf.hub.lineage import make_lineage
-from sms_hf.soup.checkpoint import CheckpointError
 
 from .conftest import run_python
 from .test_model_card import report

@@ -9,14 +9,16 @@ import sms_hf
 
 ROOT = Path(sms_hf.__file__).parent
 BELOW = {
-    "sparsity": set(),
-    "soup": {"sparsity"},
+    "choices": set(),
+    "files": set(),
+    "sparsity": {"choices", "files"},
+    "soup": {"choices", "files", "sparsity"},
     "report": set(),
-    "hub": {"sparsity", "soup", "report"},
-    "training": {"sparsity", "soup", "report", "hub"},
-    "inference": {"sparsity"},
+    "hub": {"choices", "files", "sparsity", "soup", "report"},
+    "training": {"choices", "files", "sparsity", "soup", "report", "hub"},
+    "inference": {"choices", "files", "sparsity"},
     "demo": set(),
-    "cli": {"sparsity", "soup", "report", "hub", "training", "inference"},
+    "cli": {"choices", "files", "sparsity", "soup", "report", "hub", "training", "inference"},
 }
 FRAMEWORKS = {"transformers", "accelerate", "huggingface_hub", "datasets", "evaluate"}
 
@@ -62,7 +64,7 @@ def rooms():
         ("from ..sparsity import masks", {"sms_hf.sparsity"}),
         ("from .. import training", {"sms_hf.training"}),
         ("from . import checkpoint", {"sms_hf.soup.checkpoint"}),
-        ("from .checkpoint import WEIGHTS", {"sms_hf.soup.checkpoint"}),
+        ("from .averaging import WEIGHTS", {"sms_hf.soup.averaging"}),
         ("from sms_hf.report import table", {"sms_hf.report"}),
         ("def f():\n    from transformers import Trainer", {"transformers"}),
     ],

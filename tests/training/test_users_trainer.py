@@ -7,7 +7,7 @@ import torch
 from conftest import collate, reversal, tiny_t5
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from sms_hf import MaskedTrainerMixin, SparseSoupMixin, SparseSoupTrainer
+from sms_hf import MaskedTrainerMixin, MaskError, Masks, SparseSoupMixin, SparseSoupTrainer
 
 
 class Count(TrainerCallback):
@@ -155,6 +155,17 @@ def test_bases_in_the_wrong_order_are_refused_when_the_class_is_made(mixin):
     with pytest.raises(TypeError, match=rf"got class Wrong\(Trainer, {mixin.__name__}\).*Put the mixin first"):
         type(mixin)("Wrong", (Trainer, mixin), {})
     assert issubclass(type(mixin)("Right", (mixin, Trainer), {}), Trainer)
+
+
+def test_masks_of_another_model_are_told_when_they_are_set(tmp_path):
+    class Masked(MaskedTrainerMixin, Trainer):
+        pass
+
+    trainer = Masked(tiny_t5(), TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+    with pytest.raises(
+        MaskError, match=r"Masks for \['classifier.weight'\] have no parameter in T5ForConditionalGeneration"
+    ):
+        trainer.masks = Masks({"classifier.weight": torch.ones(2, 2, dtype=torch.bool)})
 
 
 def test_the_masked_mixin_writes_no_pickle(tmp_path):

@@ -1,7 +1,6 @@
 """A folder of safetensors as a mapping of tensors that are read when they are asked for."""
 
 import json
-import os
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -11,9 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-MASKS = "masks.safetensors"
+from .folder import CheckpointError, weight_files
+from .writing import whole_file
 
 # Names of the dtypes in a safetensors header.
 DTYPES = {
@@ -28,10 +26,6 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or does not fit the others."""
 
 
 class Checkpoint:
@@ -84,19 +78,6 @@ class Checkpoint:
         self._stack.close()
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the weights of a model folder, in order."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if (folder / INDEX).is_file():
-        parts = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / part for part in dict.fromkeys(parts)]
-    raise CheckpointError(
-        f"Expected {WEIGHTS} or {INDEX} in {folder}, found {sorted(p.name for p in folder.glob('*'))[:8]}. "
-        "Pass folders that save_pretrained or Trainer.save_model wrote."
-    )
-
-
 def write_streamed(
     path: Path, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], pieces: Iterator[Tensor]
 ) -> None:
@@ -135,7 +116,7 @@ class SafetensorsWriter:
 
     def __init__(self, path: Path, reserve: int):
         self.path, self.written = path, 0
-        self._partial = path.with_name(path.name + ".partial")
+        self._whole = whole_file(path)
         self._reserved = reserve + -reserve % 8
 
     def write(self, piece: Tensor) -> bytes | memoryview:
@@ -151,17 +132,11 @@ class SafetensorsWriter:
         assert len(text) == self._reserved, "the header is longer than what was reserved"
         self._file.seek(0)
         self._file.write(struct.pack("<Q", len(text)) + text)
-        self._file.flush()
-        os.fsync(self._file.fileno())
 
     def __enter__(self) -> "SafetensorsWriter":
-        self._file = open(self._partial, "wb")
+        self._file = self._whole.__enter__()
         self._file.seek(8 + self._reserved)
         return self
 
-    def __exit__(self, kind, *_) -> None:
-        self._file.close()
-        if kind is None:
-            self._partial.replace(self.path)
-        else:
-            self._partial.unlink(missing_ok=True)
+    def __exit__(self, *exception) -> None:
+        self._whole.__exit__(*exception)

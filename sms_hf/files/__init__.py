@@ -1,0 +1,1 @@
+"""What lies on disk, and which of it is the model's."""
