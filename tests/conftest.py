@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 os.environ |= {
@@ -35,6 +36,10 @@ QUICK = {
     "use_cpu": True,
 }
 """Trainer's arguments for runs of a second."""
+
+OPTIONS = {option.name for option in fields(SparseSoupTrainingArguments)}
+CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in OPTIONS)
+"""The argument's name, in newer and in older releases of transformers."""
 
 
 def tiny_t5(seed: int = 0, dropout: float = 0.1) -> T5ForConditionalGeneration:

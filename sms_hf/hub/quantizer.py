@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import ConversionOps
+from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -12,6 +13,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from .compact_file import MASK, CompactFile, is_compact, unpack_tensor
 from .folders import QUANT_METHOD
 from .mask_codings import CompactError
+
+END = "$"
+"""Patterns are searched in names: without an end `weight` would also take `weight_mask`."""
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -41,13 +45,15 @@ class Unpack(ConversionOps):
         weights = {}
         self.quantizer.missing = kwargs["missing_keys"]
         for pattern, tensors in input_dict.items():
-            if pattern.endswith(MASK):
+            if pattern.endswith(MASK + END):
                 continue
-            values = tensors if isinstance(tensors, list) else [tensors]
-            coded = input_dict.get(pattern + MASK, [])
+            values, name = tensors if isinstance(tensors, list) else [tensors], pattern.removesuffix(END)
+            # The operations of a model's converter find their tensors by the patterns, END included.
+            target = name if target_patterns == [name] else pattern
+            coded = input_dict.get(name + MASK + END, [])
             coded = coded if isinstance(coded, list) else [coded]
             if not coded:
-                weights[pattern] = values
+                weights[target] = values
             elif getattr(kwargs.get("model"), "_tp_size", None) is not None:
                 raise CompactError(
                     f"{full_layer_name}: expected no tensor parallelism, which cuts packed tensors. Load the dense form (no "
@@ -55,10 +61,20 @@ class Unpack(ConversionOps):
                 )
             elif len(coded) == len(values):
                 pairs = zip(values, coded, strict=True)
-                weights[pattern] = [unpack_tensor(v.cpu(), c.cpu()).to(v.device) for v, c in pairs]
+                weights[target] = [unpack_tensor(v.cpu(), c.cpu()).to(v.device) for v, c in pairs]
             else:
                 raise CompactError(f"{full_layer_name}: {len(values)} tensors, but {len(coded)} masks.")
         return weights
+
+
+def _unpack_first(converter: Any, quantizer: Any, leaves: set[str]) -> Any:
+    """A converter of the model (which fuses experts, say) that also collects masks, and unpacks before all else."""
+    sources = converter._original_source_patterns if isinstance(converter, WeightConverter) else []
+    if not sources or any(source.rpartition(".")[2] not in leaves for source in sources):
+        return converter
+    both = [source + part for part in (END, MASK + END) for source in sources]
+    operations = [Unpack(quantizer), *converter.operations]
+    return WeightConverter(both, converter._original_target_patterns, operations=operations)
 
 
 def _layer_weights(model: nn.Module) -> list[str]:
@@ -82,10 +98,8 @@ class CompactQuantizer(HfQuantizer):
     def __init__(self, quantization_config, **kwargs):
         super().__init__(quantization_config, **kwargs)
         self.packed: set[str] = set()
+        self.expected: dict[str, tuple[torch.Size, torch.dtype]] = {}
         self.missing: set[str] | None = None  # transformers' own, which shrinks while it loads.
-
-    def get_load_operations(self) -> dict:
-        return {"dequantize": Unpack}
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, checkpoint_files=(), **kwargs):
         """Check the files before anything is read from them."""
@@ -101,9 +115,13 @@ class CompactQuantizer(HfQuantizer):
                         f"{model_type!r}. Load it with the class that its config.json names."
                     )
                 self.packed |= {name for name, stored in file.tensors.items() if stored.mask is not None}
-        # The name of the parameter must stand first: unpacked tensors pass through under it.
+        self.expected = {name: (p.shape, p.dtype) for name, p in model.named_parameters()}
+
+    def update_weight_conversions(self, weight_conversions, model=None):
+        """`model`: newer transformers (5.23) give it. The same converters serve all."""
         leaves = sorted({name.rpartition(".")[2] for name in self.packed})
-        self.serialized_names = {leaf: [leaf, leaf + MASK] for leaf in leaves}
+        known = [_unpack_first(converter, self, set(leaves)) for converter in weight_conversions]
+        return known + [WeightConverter([leaf + END, leaf + MASK + END], leaf, [Unpack(self)]) for leaf in leaves]
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs):
         weights = _layer_weights(model)
@@ -113,6 +131,16 @@ class CompactQuantizer(HfQuantizer):
                 f"The compact file has no {', '.join(missing[:3])} ({len(missing)} missing): its model has other layers than "
                 f"this {type(model).__name__}. Load it with the configuration that lies beside it."
             )
+        # Older transformers (5.17) check no shapes here, and tensors whose names they convert keep the dtype of the file.
+        for name, parameter in model.named_parameters():
+            shape, dtype = self.expected.get(name, (parameter.shape, parameter.dtype))
+            if parameter.shape != shape:
+                raise CompactError(
+                    f"The compact file holds {name} of shape {tuple(parameter.shape)}, but in this {type(model).__name__} it is "
+                    f"{tuple(shape)}. Load it with the configuration that lies beside it."
+                )
+            if parameter.dtype != dtype and parameter.device.type != "meta":
+                parameter.data = parameter.data.to(dtype)
         for module in model.modules():
             # Or the next save_pretrained would rename the dense weights as if they were packed.
             if hasattr(module, "_weight_conversions"):

@@ -4,15 +4,14 @@ import hashlib
 import os
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import reversal, tiny_t5
+from conftest import CHECKPOINTING, reversal, tiny_t5
 from transformers import T5ForConditionalGeneration, TrainerCallback
 
-from sms_hf import Masks, SparseSoupTrainingArguments, find_prunable, load, pack, prune
+from sms_hf import Masks, find_prunable, load, pack, prune
 
 pytestmark = pytest.mark.gpu
 
@@ -21,13 +20,8 @@ DEVICE = "cuda" if ON_GPU else "cpu"
 JOB = Path(__file__).with_name("job.py")
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="there is no GPU")
 
-OPTIONS = {option.name for option in fields(SparseSoupTrainingArguments)}
-
 EXACT = {"use_cpu": not ON_GPU, "full_determinism": True}
 """Kernels that give the same bits every time."""
-
-CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in OPTIONS)
-"""Its name in newer and in older releases of transformers."""
 
 SETTINGS = {
     "fused AdamW": {"optim": "adamw_torch_fused"},

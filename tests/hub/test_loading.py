@@ -180,7 +180,10 @@ def test_other_shapes_are_refused(tmp_path):
     folder = packed(tiny_t5(), tmp_path, keep_dense=False)
     config = T5Config.from_pretrained(folder)
     config.d_ff = 128
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+    # Newer transformers find it, for older ones the reader does.
+    with pytest.raises(
+        (RuntimeError, CompactError), match=r"ignore_mismatched_sizes|holds .*wi.weight of shape \(64, 32\)"
+    ):
         T5ForConditionalGeneration.from_pretrained(folder, config=config, variant="sparse")
 
 
@@ -254,7 +257,7 @@ def test_packed_tensors_are_not_cut_by_tensor_parallelism(tmp_path):
     assert "loaded None" in done.stdout
     assert "loaded sparse" not in done.stdout
     # The launcher may end the process that says why before it has.
-    cut, tensors = SimpleNamespace(_tp_size=2), {"weight": [torch.ones(3)], f"weight{MASK}": [torch.ones(3)]}
+    cut, tensors = SimpleNamespace(_tp_size=2), {"weight$": [torch.ones(3)], f"weight{MASK}$": [torch.ones(3)]}
     with pytest.raises(CompactError, match="expected no tensor parallelism, which cuts packed tensors"):
         Unpack(SimpleNamespace()).convert(tensors, [], [], model=cut, missing_keys=set())
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import QUICK, collate, reversal, tiny_t5
+from conftest import CHECKPOINTING, QUICK, collate, reversal, tiny_t5
 from safetensors.torch import load_file
 from torch.nn.utils import parametrize
 from transformers import (
@@ -71,7 +71,7 @@ SETUPS = {
     "sgd with momentum": {"optim": "sgd", "optim_args": "momentum=0.9"},
     "gradient accumulation and clipping": {"gradient_accumulation_steps": 2, "max_grad_norm": 0.1},
     "bf16 autocast": {"bf16": True},
-    "gradient checkpointing": {"activation_checkpointing": True},
+    "gradient checkpointing": {CHECKPOINTING: True},
 }
 
 
