@@ -3,7 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 LAUNCH := OMP_NUM_THREADS=1 $(BIN)/accelerate launch --config_file recipes/accelerate/cpu_2.yaml
 
-.PHONY: demo test lint types check benchmarks clean
+# The oldest versions that pyproject.toml allows. PYTHON_OLDEST=python3.10 for the oldest Python, too.
+PYTHON_OLDEST ?= $(PYTHON)
+FAST := tests/sparsity/test_masks.py tests/sparsity/test_selection.py tests/soup tests/hub/test_loading.py tests/hub/test_folders.py \
+  tests/training/test_trainer.py tests/training/test_masked_trainer.py
+
+.PHONY: demo test test-oldest lint types check benchmarks clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -20,6 +25,15 @@ demo: .venv/.installed
 test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+.venv-oldest/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON_OLDEST) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e ".[test]"
+	touch $@
+
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -c "import sys, torch, transformers as t; print('oldest: Python', sys.version.split()[0], 'torch', torch.__version__, 'transformers', t.__version__)"
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 -p no:cacheprovider $(FAST)
+
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -27,11 +41,11 @@ lint: .venv/.installed-dev
 types: .venv/.installed-dev
 	$(BIN)/basedpyright
 
-check: lint types test
+check: lint types test test-oldest
 
 benchmarks: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[benchmarks]"
 	for script in masked_step selection fanout averaging packing; do $(BIN)/python benchmarks/$$script.py; done
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest build *.egg-info .pytest_cache .ruff_cache

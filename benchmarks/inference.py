@@ -40,9 +40,9 @@ def without_neurons(model: BertForSequenceClassification, share: float) -> nn.Mo
 
 def semi_structured(model: BertForSequenceClassification) -> nn.Module:
     pruned = copy.deepcopy(model)
-    prune(pruned, 0.5, pattern="2:4", scope="uniform")
-    for module in pruned.modules():
-        if isinstance(module, nn.Linear):
+    masks = prune(pruned, 0.5, pattern="2:4", scope="uniform")
+    for name, module in pruned.named_modules():
+        if f"{name}.weight" in masks:  # Not the head, which is too narrow for the kernels.
             module.weight = nn.Parameter(to_sparse_semi_structured(module.weight), requires_grad=False)
     return pruned
 

@@ -81,7 +81,7 @@ def measure_times(options: argparse.Namespace) -> tuple[dict[str, list[float]], 
             result = METHODS[name](model, options.sparsity)
             wait_for_device()
             seconds[name].append(time.perf_counter() - start)
-            masks[name] = {key: mask.bool() for key, mask in result.items()}
+            masks[name] = {key: mask.bool().cpu() for key, mask in result.items()}
     return seconds, masks
 
 
@@ -101,7 +101,9 @@ def measure_on_gpu(options: argparse.Namespace, own: int) -> None:
     for name, times in seconds.items():
         rows.append([name, spread(times[1:], digits=4), f"{extra[name] / MB:.0f} MB ({extra[name] / own:.0%})"])
     print_table(rows, ["method", "seconds", "extra memory on the device"])
-    print(compare(masks["sms_hf prune"], masks["torch"], make_model(options.matrices, options.size, options.device)))
+    print(
+        compare(masks["sms_hf prune"], masks["torch"], make_model(options.matrices, options.size, options.device).cpu())
+    )
     ratio = statistics.median(t / s for t, s in zip(seconds["torch"][1:], seconds["sms_hf prune"][1:], strict=True))
     print(f"ratio: {ratio:.2f}x faster than torch")
 

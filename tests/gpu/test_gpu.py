@@ -34,7 +34,6 @@ SETTINGS = {
 ON_GPU_ALONE = {
     "fp16 with its scaler": {"fp16": True},
     "TF32": {"tf32": True},
-    "torch.compile": {"torch_compile": True, "bf16": True},
 }
 
 
@@ -158,3 +157,13 @@ def test_memory_stays_flat_over_candidates(make_trainer):
     for seen in (memory.begins, memory.peaks):
         assert len(seen) == 8
         assert max(seen[1:]) - min(seen[1:]) <= 1 << 16, f"bytes, from the second candidate on: {seen}"
+
+
+@needs_gpu
+def test_masks_are_exact_under_torch_compile(make_trainer):
+    """Rows of one length: every other shape would be compiled anew."""
+    rows = {"train_dataset": reversal(8, lengths=(7, 8)), "eval_dataset": reversal(4, seed=1, lengths=(7, 8))}
+    trainer = make_trainer({"use_cpu": False, "torch_compile": True, "bf16": True, "num_phases": 1}, **rows)
+    trainer.train()
+    assert trainer.masks.sparsity() == pytest.approx(0.75, abs=1e-4)
+    trainer.masks.check(trainer.model)
