@@ -17,6 +17,7 @@ from .training import (
     class_maps,
     classification_metrics,
     make_ensemble,
+    merge_lora,
     sacrebleu_signature,
     segmentation_metrics,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "greedy_soup",
     "load",
     "make_ensemble",
+    "merge_lora",
     "pack",
     "phase_sparsities",
     "plan_compaction",

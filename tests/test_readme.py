@@ -12,7 +12,7 @@ from sms_hf import prune
 from sms_hf.demo import demo_corpus, demo_tokenizer, demo_translator
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-SCRIPT, HUB, COMPACT, PARTS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+SCRIPT, TRAINERS, HUB, COMPACT, PARTS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
 @pytest.fixture
@@ -30,6 +30,14 @@ def test_the_script_runs_as_it_stands(monkeypatch, tmp_path, capsys, corpus):
     exec(compile(SCRIPT, "README.md", "exec"), {})
     assert "soup (candidate" in capsys.readouterr().out
     assert (tmp_path / "soup" / "model.safetensors").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+def test_the_lines_about_other_trainers_run_as_they_stand():
+    names: dict = {}
+    exec(compile(TRAINERS, "README.md", "exec"), names)
+    assert issubclass(names["SoupSFT"], names["SFTTrainer"])
+    assert names["SoupSFTConfig"](output_dir="soup", target_sparsity=0.5, max_length=7, use_cpu=True).max_length == 7
 
 
 def test_the_lines_about_the_hub_run_as_they_stand(monkeypatch, tmp_path, corpus):

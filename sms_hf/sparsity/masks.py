@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..files.folder import MASKS, find_file
 
 FORMAT = "sms_hf.masks.v1"
-WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "base_model.model.", ".base_layer")
+"""Of `torch.compile`, activation checkpoints and PEFT."""
 
 
 class MaskError(ValueError):

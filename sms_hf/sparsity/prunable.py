@@ -85,6 +85,8 @@ def find_prunable(
 
 
 def _why_not(model, head, module_name, module, leaf, parameter, targets, excluded) -> str | None:
+    if any(part.startswith("lora_") for part in module_name.split(".")):
+        return "adapter (LoRA)"
     asked = targets is not None and matches(module_name, targets)
     if not _is_matrix(module, leaf, parameter, asked):
         return ROUTER if "router" in type(module).__name__.lower() else "no weight of a linear map"
@@ -159,7 +161,9 @@ def matches(module_name: str, patterns: str | list[str]) -> bool:
 
 def _nothing_to_prune(model, target_modules, exclude_modules, skipped) -> str:
     reasons = {
-        name.removesuffix(".weight"): r for name, r in skipped.items() if not r.startswith(("no weight", "router"))
+        name.removesuffix(".weight"): r
+        for name, r in skipped.items()
+        if not r.startswith(("no weight", "router", "adapter"))
     }
     frozen, linear = [name for name, reason in reasons.items() if reason.startswith("frozen")], list(reasons)
     if frozen and target_modules is None and exclude_modules is None:

@@ -1,5 +1,6 @@
 """The user's classes, and the machinery behind them."""
 
+from .adapters import merge_lora
 from .arguments import SparseSoupArguments, SparseSoupTrainingArguments
 from .bleu import bleu_metrics, sacrebleu_signature
 from .classification import class_maps, classification_metrics, segmentation_metrics
@@ -19,6 +20,7 @@ __all__ = [
     "class_maps",
     "classification_metrics",
     "make_ensemble",
+    "merge_lora",
     "sacrebleu_signature",
     "segmentation_metrics",
 ]

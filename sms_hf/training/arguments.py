@@ -169,6 +169,11 @@ class SparseSoupArguments(_TrainingArguments):
         default=False, metadata={"help": "Keep the weights of every candidate, not only of the soups."}
     )
 
+    def __init_subclass__(cls, **kwargs):
+        # So that `class MyConfig(SparseSoupArguments, TheirConfig): pass` has the options of both without `@dataclass`.
+        super().__init_subclass__(**kwargs)
+        dataclass(cls)
+
     def __post_init__(self):
         # First of all, so that Trainer's own set-up below sees a single process.
         processes = join_processes()

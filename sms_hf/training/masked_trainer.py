@@ -14,6 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, ro
 
 from ..files.folder import MASKS
 from ..sparsity.masks import Masks, check_fingerprint
+from .adapters import mask_adapters_
 from .evaluation import WeightedMean, count_targets
 from .gradual import GradualPruning
 from .groups import embeddings_in_one_piece, wait_for_group
@@ -80,6 +81,7 @@ class MaskedTrainerMixin(_Trainer):
     def masks(self, masks: Masks | None) -> None:
         if masks is not None:
             masks.parameters_of(self.model)  # Another model's are told here, not in the middle of a step.
+            mask_adapters_(self.model, masks)
         self._enforcer = None if masks is None else MaskEnforcer(masks)
 
     def prune_while_training(self, gradual: GradualPruning) -> None:

@@ -18,6 +18,7 @@ from ..sparsity.masks import Masks, check_fingerprint
 from ..sparsity.patterns import nm_skipped
 from ..sparsity.pruning import find_weights
 from ..sparsity.schedules import allr_scale
+from .adapters import add_adapters, merge_lora
 from .candidates import Candidate, Phase
 from .evaluation import all_finite
 from .failures import Diverged, ends_the_run, reason
@@ -40,6 +41,7 @@ from .run_directory import (
 from .say import say
 from .spawning import candidate_args, spawn
 from .stopping import leave_if_wished, stop_wished
+from .tracking import own_run
 from .weights import load_weights_
 
 
@@ -50,6 +52,8 @@ class RetrainingMixin(MergingMixin):
     _window = (0.0, 1.0)
     _norms: Norms | None = None
     _estimate: TrainerCallback | None = None
+    # Of LoRA: what candidates are given on top of the parent, and merged into it at their end.
+    _adapters: Any = None
 
     def _prune_parent(self, phase: Phase, run: RunDirectory, is_needed: bool) -> dict[str, Any]:
         """
@@ -214,7 +218,10 @@ class RetrainingMixin(MergingMixin):
     ) -> Any:
         """A fresh trainer of the user's class, after its training."""
         folder, (masks, norms) = run.candidate(phase.number, candidate.name), start_from
-        trainer = spawn(self, model, candidate_args(self.args, phase, candidate, folder), keep_callbacks=True)
+        args = candidate_args(self.args, phase, candidate, folder)
+        if self._adapters is not None:
+            model = add_adapters(model, self._adapters, masks, args.seed)
+        trainer = spawn(self, model, args, keep_callbacks=True)
         trainer.masks, trainer._is_candidate = masks, True
         if self._estimate is not None:
             trainer.add_callback(self._estimate)
@@ -228,10 +235,13 @@ class RetrainingMixin(MergingMixin):
         if trainer.args.max_steps > 0 or trainer.args.num_train_epochs > 0:
             # Without the optimizer's state a checkpoint would lead to another model.
             checkpoint = agree(lambda: None if trainer.args.save_only_model else last_checkpoint(folder))
-            output = trainer.train(resume_from_checkpoint=checkpoint)
+            with own_run(self.args.run_name or run.root.absolute().name):
+                output = trainer.train(resume_from_checkpoint=checkpoint)
             state = trainer.state
             record |= {"steps": output.global_step, "epochs": state.epoch, "total_flos": state.total_flos}
             record |= {"train_loss": trainer.mean_loss, "log": [without_timings(entry) for entry in state.log_history]}
+        if self._adapters is not None:
+            trainer.model = trainer.model_wrapped = merge_lora(trainer.model, masks)
         return trainer
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:

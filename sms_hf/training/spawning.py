@@ -3,6 +3,9 @@
 import copy
 import dataclasses
 import inspect
+from abc import ABCMeta
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -52,12 +55,12 @@ class Construction:
     callbacks: list[Any]
 
 
-class Rebuildable(type):
+class Rebuildable(ABCMeta):
     """
     Of trainers that remember how they were built, because each candidate is retrained by a fresh one.
 
     Only here, around the outermost constructor, the whole call is known, whatever a subclass adds to the signature, and the
-    moment after which all that is set comes from the user.
+    moment after which all that is set comes from the user. An `ABCMeta`, because some trainers are abstract classes.
     """
 
     def __call__(cls, *args, **kwargs):
@@ -77,13 +80,33 @@ def spawn(trainer: T, model: nn.Module, args: SparseSoupArguments, keep_callback
     """
     arguments = constructor_arguments(trainer)
     arguments.pop("model_init", None)
+    arguments.pop("peft_config", None)  # Adapters are added where a candidate starts, from its own seed.
     if not keep_callbacks:
         arguments.pop("callbacks", None)
     for name in {"callbacks", "data_collator"}.intersection(arguments):
         arguments[name] = _copy(trainer, arguments[name])
-    fresh = type(trainer)(**arguments | {"model": model, "args": args})
+    with _spawning():
+        fresh = type(trainer)(**arguments | {"model": model, "args": args})
     _carry_over(trainer, fresh, keep_callbacks)
     return fresh
+
+
+_depth = 0
+
+
+@contextmanager
+def _spawning() -> Iterator[None]:
+    global _depth
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+
+
+def is_spawning() -> bool:
+    """Whether the trainer that is being built is one of ours, for a candidate or a score."""
+    return _depth > 0
 
 
 def _carry_over(trainer: Any, fresh: Any, keep_callbacks: bool) -> None:

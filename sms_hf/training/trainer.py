@@ -5,27 +5,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import Seq2SeqTrainer, TrainingArguments
+from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from ..files.folder import MASKS
 from ..sparsity.masks import Masks
 from ..sparsity.patterns import nm_skipped
 from ..sparsity.prunable import find_prunable
+from .adapters import has_adapters, take_adapters_
 from .arguments import SparseSoupArguments
 from .candidates import Phase
 from .failures import disk_error, is_disk_error
 from .first_batch import check_first_batch
 from .groups import make_group
+from .methods import METHODS
 from .planning import start_lines
 from .progress import dense_line, parent_line, soup_lines
 from .publishing import PublishingMixin
 from .records import final_state, phase_record, run_settings, train_output
 from .run_directory import RunDirectory, model_files, read_record, remove_weights, write_record
-from .spawning import Rebuildable, check_copyable
+from .spawning import Rebuildable, check_copyable, is_spawning
 from .stopping import Stopped, stop_on_signals
 from .timing import TimeEstimate, plan_run
-from .weights import forget_accelerate_, load_weights_
+from .weights import forget_accelerate_, freeze_left_out_, load_weights_
 
 HOW_TO_RESUME = "Go on with train(resume_from_checkpoint=True) (--resume in the recipes)."
 
@@ -52,8 +54,35 @@ class SparseSoupMixin(PublishingMixin, metaclass=Rebuildable):
                 "Trainer's arguments write a dataclass `class MyArguments(SparseSoupArguments, TheirArguments)`."
             )
         super().__init__(*args, **kwargs)
+        if not is_spawning():
+            self._take_adapters()
+            self._check_folders()
         self.report: dict[str, Any] | None = None
         self._disk_bytes = 0
+
+    def _take_adapters(self) -> None:
+        """Prune the base of a model with LoRA adapters; each candidate gets adapters of its own, and is merged at its end."""
+        if not has_adapters(self.model):
+            return
+        method = METHODS[self.args.pruning_method]
+        if self.args.candidate_processes > 1 or method.prunes_while_training:
+            raise ValueError(
+                f"Adapters need a base and masks that stay as they are while a candidate is trained by one process, got "
+                f"pruning_method={self.args.pruning_method!r} and candidate_processes={self.args.candidate_processes}. Use "
+                "'sms', 'imp' or their kin, or train the whole model."
+            )
+        self.model, self._adapters = take_adapters_(self.model)
+        self.model_wrapped = self.model
+        freeze_left_out_(self.model)
+
+    def _check_folders(self) -> None:
+        """Raise for trainers that write folders of their own form, in which candidates could not be read back."""
+        writer = next((cls for cls in type(self).__mro__ if "_save" in vars(cls) and not _is_ours(cls)), Trainer)
+        if writer is not Trainer and not isinstance(self.model, PreTrainedModel):
+            raise ValueError(
+                f"Expected a Trainer that saves models as transformers does, got {writer.__name__}, which writes folders of its "
+                f"own form for a {type(self.model).__name__}. Prune and retrain the Transformer inside it by SparseSoupTrainer."
+            )
 
     # ---- The phases --------------------------------------------------------------------------------------------------
 
@@ -239,6 +268,10 @@ class SparseSoupMixin(PublishingMixin, metaclass=Rebuildable):
         judge = self._judge(self.model)
         check_first_batch(judge, self.train_dataset, "train_dataset")
         check_first_batch(judge, self.eval_dataset, "eval_dataset")
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.startswith("sms_hf.")
 
 
 class SparseSoupTrainer(SparseSoupMixin, Seq2SeqTrainer):

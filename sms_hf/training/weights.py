@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..files.checkpoint import Checkpoint
 from ..files.folder import CheckpointError
+from .adapters import base_of
 
 ROWS = 1 << 30
 
@@ -120,6 +121,7 @@ def shifts_labels(model: nn.Module) -> bool:
 
     Trainer decides it by the model's `loss_type`, which GPT-2 and others leave at `None` although their loss shifts.
     """
+    model = base_of(model)
     if not isinstance(model, PreTrainedModel) or model.config.is_encoder_decoder:
         return False
     return not ignores_num_items_in_batch(model) and model.loss_function is ForCausalLMLoss
@@ -133,6 +135,7 @@ def ignores_num_items_in_batch(model: nn.Module) -> bool:
     MBart, M2M100 and others do not keep it, and gradients grow with `gradient_accumulation_steps`. Models that do keep it
     compute their loss by `self.loss_function`.
     """
+    model = base_of(model)
     if not isinstance(model, PreTrainedModel):
         return False
     names = inspect.unwrap(type(model).forward).__code__.co_names
