@@ -12,7 +12,9 @@ import datasets
 import torch
 import yaml
 from transformers import AutoConfig, HfArgumentParser, PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 
+import sms_hf
 from sms_hf import SparseSoupTrainer, SparseSoupTrainingArguments, format_report
 from sms_hf.choices import nearest
 
@@ -216,7 +218,7 @@ def select_columns(data: datasets.Dataset, split: str, wanted: Mapping[str, str]
     if missing:
         raise RecipeError(
             f"Expected columns {list(wanted)} in the {split} data, missing: {missing}; it has {data.column_names}. Set "
-            f"{options}."
+            f"{options}.{nearest(missing[0], data.column_names)}"
         )
     return data.select_columns(list(wanted)).rename_columns({old: new for old, new in wanted.items() if old != new})
 
@@ -321,6 +323,7 @@ def _train_dense(folder: Path, recipe: CommonArguments, args, make: Callable[[],
     )
     trainer.train()
     trainer.save_model()
+    (folder / TRAINING_ARGS_NAME).unlink()  # A pickle that nobody needs, with the user's token in it.
 
 
 # ---- The job -----------------------------------------------------------------------------------------------------------
@@ -354,7 +357,7 @@ def as_perplexity(
 
 
 def make_trainer(task: Task, args: SparseSoupTrainingArguments) -> SparseSoupTrainer:
-    return SparseSoupTrainer(
+    trainer = SparseSoupTrainer(
         model=task.model,
         args=args,
         train_dataset=task.train,
@@ -364,6 +367,8 @@ def make_trainer(task: Task, args: SparseSoupTrainingArguments) -> SparseSoupTra
         compute_metrics=task.compute_metrics,
         preprocess_logits_for_metrics=task.preprocess_logits_for_metrics,
     )
+    trainer.card = task.card
+    return trainer
 
 
 def prepare(args: SparseSoupTrainingArguments) -> None:
@@ -376,7 +381,27 @@ def prepare(args: SparseSoupTrainingArguments) -> None:
 def run(
     argv: list[str], script: str, recipe_class: type[R], load_task: Callable[[R, SparseSoupTrainingArguments], Task]
 ) -> None:
-    """The whole recipe: settings, task, soup, test scores, table, upload."""
+    """The whole recipe: settings, task, soup, test scores, table, upload. What the user can mend ends it in a sentence."""
+    try:
+        _run(argv, script, recipe_class, load_task)
+    except (ValueError, OSError, RuntimeError) as error:
+        if not _was_raised_here(error):
+            raise
+        raise RecipeError(str(error)) from None
+
+
+def _was_raised_here(error: BaseException) -> bool:
+    """Whether the last to raise was a check of ours, and not a library in the middle of its work."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    homes = (Path(sms_hf.__file__).parent, Path(__file__).parent)
+    return frame is not None and any(Path(frame.tb_frame.f_code.co_filename).is_relative_to(home) for home in homes)
+
+
+def _run(
+    argv: list[str], script: str, recipe_class: type[R], load_task: Callable[[R, SparseSoupTrainingArguments], Task]
+) -> None:
     recipe, args = parse(argv, script, recipe_class)
     prepare(args)
     push, args.push_to_hub = args.push_to_hub, False  # Once, when the test scores are there.

@@ -82,13 +82,7 @@ def choose_columns(data: datasets.Dataset, split: str, recipe: RecipeArguments) 
     wanted = {text: "text", recipe.label_column: "label"}
     if recipe.text_pair_column:
         wanted[recipe.text_pair_column] = "pair"
-    missing = [column for column in wanted if column not in data.column_names]
-    if missing:
-        raise RecipeError(
-            f"Expected columns {list(wanted)} in the {split} data, missing: {missing}; it has {data.column_names}. Set "
-            "--text_column, --text_pair_column and --label_column."
-        )
-    return data.select_columns(list(wanted)).rename_columns({old: new for old, new in wanted.items() if old != new})
+    return base.select_columns(data, split, wanted, "--text_column, --text_pair_column and --label_column")
 
 
 def label_names(train: datasets.Dataset) -> dict[Any, str]:

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from sms_hf import SparseSoupTrainingArguments, bleu_metrics, sacrebleu_signature
+from sms_hf.choices import nearest
 from sms_hf.demo import demo_corpus, demo_optimizer, demo_tokenizer, demo_translator
 
 INSTEAD = "--model_name_or_path FOLDER and --parallel_dir FOLDER or --train_file/--validation_file/--test_file"
@@ -70,6 +71,12 @@ class RecipeArguments(FileArguments):
         default=None,
         metadata={"help": "Text before every source sentence. Default: the prefix in a T5's config, if any."},
     )
+    source_column: str | None = field(
+        default=None, metadata={"help": "Column of the files with the sentences to translate. Default: source_lang."}
+    )
+    target_column: str | None = field(
+        default=None, metadata={"help": "Column of the files with their translations. Default: target_lang."}
+    )
     max_source_length: int = field(default=128, metadata={"help": "Longer sources are cut to so many tokens."})
     max_target_length: int = field(default=128, metadata={"help": "Longer targets are cut to so many tokens."})
 
@@ -92,6 +99,10 @@ def load_corpus(recipe: RecipeArguments) -> datasets.DatasetDict:
 
 def read_parallel(folder: Path, source: str, target: str) -> datasets.DatasetDict:
     """`train.en(.gz)` and `train.de(.gz)`, `val*`, `test*`: line i of one is the translation of line i of the other."""
+    if not folder.is_dir():
+        raise RecipeError(
+            f"Expected a folder with train.{source} and train.{target} at {folder}, found none. Check the path."
+        )
     patterns = {"train": "train*", "validation": "val*", "test": "test*"}
     corpus = datasets.DatasetDict()
     for split, pattern in patterns.items():
@@ -133,13 +144,17 @@ def read_files(recipe: RecipeArguments) -> datasets.DatasetDict:
 def as_pair(row: dict, recipe: RecipeArguments, name: str) -> dict[str, str]:
     pair = row.get("translation", row)
     pair = json.loads(pair) if isinstance(pair, str) else pair
-    languages = (recipe.source_lang, recipe.target_lang)
-    if any(language not in pair for language in languages):
+    columns = {
+        recipe.source_lang: recipe.source_column or recipe.source_lang,
+        recipe.target_lang: recipe.target_column or recipe.target_lang,
+    }
+    missing = [column for column in columns.values() if column not in pair]
+    if missing:
         raise RecipeError(
-            f"{name} needs a `translation` column with {languages}, or one column for each, got {sorted(row)}. "
-            "Set --source_lang and --target_lang."
+            f"{name} needs a `translation` column with {tuple(columns)}, or the columns {tuple(columns.values())}, got "
+            f"{sorted(row)}. Set --source_column and --target_column.{nearest(missing[0], sorted(pair))}"
         )
-    return {language: pair[language] for language in languages}
+    return {language: pair[column] for language, column in columns.items()}
 
 
 def tokenize(corpus: datasets.DatasetDict, tokenizer, prefix: str, recipe: RecipeArguments) -> datasets.DatasetDict:

@@ -79,7 +79,7 @@ def make_lineage(
 
 
 def _phase(phase: Mapping[str, Any]) -> dict[str, Any]:
-    known = ("name", "overrides", "steps", "epochs", "score", "metrics", "failure")
+    known = ("name", "overrides", "steps", "epochs", "score", "metrics", "failure", "mask_fingerprint")
     soup = phase["soup"]
     return {
         "number": phase["number"],

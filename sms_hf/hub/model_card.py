@@ -33,8 +33,8 @@ TASKS = {
 _TEXT = Template("""
 # $name
 
-$model_class with **$sparsity of its prunable weights removed**: $origin, pruned in $phases and averaged from retrained copies
-that share one mask ([Sparse Model Soups](https://arxiv.org/abs/2306.16788), made with `sms_hf`). Of all its weights,
+$model_class with **$sparsity of its prunable weights removed**: $origin, pruned in $phases and $made
+([Sparse Model Soups](https://arxiv.org/abs/2306.16788), made with `sms_hf`). Of all its weights,
 embeddings included, $model_sparsity are zero.
 
 ## Load it
@@ -91,7 +91,12 @@ model = sms_hf.load("$name")
 
 
 def make_card(
-    lineage: Mapping[str, Any], name: str, files: Mapping[str, int], figure: bool = False, **metadata: Any
+    lineage: Mapping[str, Any],
+    name: str,
+    files: Mapping[str, int],
+    figure: bool = False,
+    load_from: str | None = None,
+    **metadata: Any,
 ) -> str:
     """
     The card of a model.
@@ -101,6 +106,7 @@ def make_card(
         name (`str`): The repository, or what the model is called.
         files (`Mapping[str, int]`): Weight file -> bytes.
         figure (`bool`, *optional*): Whether [`FIGURE`] lies beside it.
+        load_from (`str`, *optional*): What `from_pretrained` takes. Default: the name.
         metadata: More of the Hub's metadata: `language`, `license`, `datasets`, `tags`, ...
 
     Returns:
@@ -118,7 +124,8 @@ def make_card(
         model_class=_plain(model_class),
         origin=_origin(parent),
         phases="one phase" if len(lineage["phases"]) == 1 else f"{len(lineage['phases'])} phases",
-        load=_load(name, lineage, bool(dense), bool(compact)),
+        made=_made(last),
+        load=_load(load_from or name, lineage, bool(dense), bool(compact)),
         metric=_plain(metric),
         tested=", and on the test set, which no choice has seen" if test else "",
         table=format_report(lineage, test, style="github"),
@@ -221,6 +228,18 @@ def _origin(parent: str | None) -> str:
         return "a dense model"
     # Whoever pushes a folder may not be who wrote its lineage.
     return f"[{parent}](https://huggingface.co/{parent})" if is_repo_name(parent) else _plain(parent)
+
+
+def _made(phase: Mapping[str, Any]) -> str:
+    """What became of the candidates: an average only where there was one."""
+    soup, count = phase["soup"], len(phase["candidates"])
+    if soup is None or count == 1:
+        return "retrained"
+    if len(soup["ingredients"]) == 1:
+        return f"retrained: the best of {count} candidates; averaging did not help"
+    fingerprints = {candidate.get("mask_fingerprint") for candidate in phase["candidates"]}
+    shared = " that share one mask" if len(fingerprints) == 1 else ""
+    return f"averaged from {len(soup['ingredients'])} retrained copies{shared}"
 
 
 def _settings(lineage: Mapping[str, Any], last: Mapping[str, Any]) -> str:

@@ -21,7 +21,14 @@ from .groups import embeddings_in_one_piece, wait_for_group
 from .masking import MaskEnforcer
 from .optimizer_state import keep_state_dtypes_
 from .run_directory import read_seal, seal_checkpoint
-from .weights import freeze_left_out_, ignores_num_items_in_batch, no_progress_bars, shifts_labels, state_dict_names
+from .weights import (
+    freeze_left_out_,
+    ignores_num_items_in_batch,
+    left_out_on_save,
+    no_progress_bars,
+    shifts_labels,
+    state_dict_names,
+)
 
 # To a type checker the mixin is a Trainer; at run time it stands before whichever Trainer the user's class names.
 _Trainer = Trainer if TYPE_CHECKING else object
@@ -164,6 +171,15 @@ class MaskedTrainerMixin(_Trainer):
             self.masks = Masks.load(folder / MASKS)
         elif self.masks is not None:
             check_fingerprint(Masks.load(folder / MASKS), self.masks.fingerprint(), str(folder))
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """Warn of what is missing; not of tied weights, which stand in the file once, nor of what no file holds."""
+        state, absent = self.model.state_dict(keep_vars=True), set(load_result.missing_keys)
+        loaded = {tensor.data_ptr() for name, tensor in state.items() if name not in absent}
+        computed = left_out_on_save(self.model)
+        missing = [n for n in absent if n in state and state[n].data_ptr() not in loaded and n not in computed]
+        if missing or load_result.unexpected_keys:
+            super()._issue_warnings_after_load(load_result)
 
     def _save_checkpoint(self, model, trial) -> None:
         limit, self.args.save_total_limit = self.args.save_total_limit, None

@@ -86,6 +86,8 @@ class Forecast:
         rounds (`int`): Trainings one after the other, where all of a phase take equally long.
         serial_steps (`float`, *optional*): Steps one after the other, when candidates wait in a queue for the next free
             group of processes. A candidate whose steps see twice the examples of the arguments' own counts double.
+        serial_scores (`int`): Evaluations one after the other at most, after that of the dense model: of candidates in their
+            queue, and of what the soup tries.
         disk_bytes (`int`): At the fullest, in `output_dir`, without the files of loggers.
         free_bytes (`int`, *optional*): That the run may fill, what it holds already included.
         memory_bytes (`int`): Of one process on the device that trains, without activations.
@@ -103,6 +105,7 @@ class Forecast:
     steps: tuple[int | None, ...]
     rounds: int
     serial_steps: float | None
+    serial_scores: int
     disk_bytes: int
     free_bytes: int | None
     memory_bytes: int
@@ -204,6 +207,7 @@ def forecast(
         steps=tuple(steps),
         rounds=sum(math.ceil(len(phase) / groups) for phase in todo),
         serial_steps=serial,
+        serial_scores=sum(_scores(p, len(some), groups, args.soup_method) for p, some in zip(plan, todo, strict=True)),
         disk_bytes=_disk_bytes(plan, args, facts, groups, num_examples),
         free_bytes=free_bytes,
         memory_bytes=max((_memory_bytes(args, facts, *each) for each in trained), default=facts.weight_bytes),
@@ -214,6 +218,12 @@ def forecast(
         peak_bytes=peak_bytes,
         notes=tuple(notes),
     )
+
+
+def _scores(phase: Phase, trained: int, groups: int, soup_method: str) -> int:
+    """Evaluations of a phase one after the other, at most: greedy tries all but the best candidate on top of it."""
+    tried = max(len(phase.candidates) - 1, 0) if soup_method == "greedy" and phase.merge == "soup" else 1
+    return math.ceil(trained / groups) + (0 if phase.merge == "none" or len(phase.candidates) < 2 else tried)
 
 
 # ---- Steps ---------------------------------------------------------------------------------------------------------------
@@ -384,7 +394,7 @@ def plan_lines(cost: Forecast) -> Iterator[str]:
     if cost.seconds is not None and cost.seconds_per_step is not None:
         yield (
             f"time: {format_seconds(cost.seconds)} of training ({_per_step(cost.seconds_per_step)}, measured here on one "
-            "process); scoring and averaging come on top"
+            f"process); on top come start-up and at most {_count(cost.serial_scores, 'score')} one after the other"
         )
     free = "" if cost.free_bytes is None else f", {format_bytes(cost.free_bytes)} free"
     yield f"disk: {format_bytes(cost.disk_bytes)} at the fullest{free}"
@@ -398,12 +408,27 @@ def plan_lines(cost: Forecast) -> Iterator[str]:
     yield from _warning(cost)
 
 
-def estimate_line(cost: Forecast, seconds_per_step: float) -> str | None:
-    """How long the trainings will take; `seconds_per_step`: of a step by the run's own arguments."""
+def estimate_line(
+    cost: Forecast, seconds_per_step: float, seconds_per_score: float | None = None, passed: float = 0.0
+) -> str | None:
+    """
+    How long the run will take.
+
+    Args:
+        cost ([`Forecast`]): Of the run.
+        seconds_per_step (`float`): Of a step by the run's own arguments.
+        seconds_per_score (`float`, *optional*): Of one evaluation, as the dense model's took; None where it was not measured.
+        passed (`float`, *optional*): Seconds since the run began: start-up, the dense model's score, the first parent.
+    """
     if not cost.serial_steps:
         return None
-    seconds = format_seconds(seconds_per_step * cost.serial_steps)
-    return f"{seconds} for the {_count(cost.trainings, 'training')} ({_per_step(seconds_per_step)}), without scoring"
+    training = seconds_per_step * cost.serial_steps
+    parts = [f"{format_seconds(training)} for the {_count(cost.trainings, 'training')} ({_per_step(seconds_per_step)})"]
+    if seconds_per_score is None:
+        return f"{parts[0]}, without scoring"
+    scoring = seconds_per_score * cost.serial_scores
+    parts.append(f"{format_seconds(scoring)} for at most {_count(cost.serial_scores, 'score')} one after the other")
+    return f"{format_seconds(passed + training + scoring)} in all: " + ", ".join([*parts, f"{passed:.0f} s until here"])
 
 
 def _trainings(cost: Forecast) -> str:

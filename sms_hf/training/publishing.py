@@ -1,7 +1,10 @@
 """The last files of a run, and the way to the Hub."""
 
+import json
+import os
 import platform
 import time
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -9,11 +12,11 @@ from typing import Any, cast
 import torch
 from huggingface_hub import HfApi
 
-from ..files.folder import FIGURE, LINEAGE, MASKS
+from ..files.folder import CARD, FIGURE, LINEAGE, MASKS, CheckpointError, read_json
 from ..hub.folders import VARIANT, convert, has_compact, has_dense
 from ..hub.lineage import cached_revision, make_lineage
 from ..hub.model_card import make_card, merge_cards
-from ..hub.push import CARD, push_to_hub, weight_sizes
+from ..hub.push import push_to_hub, weight_sizes
 from ..report.phases import draw_phases
 from ..sparsity.masks import Masks, check_fingerprint
 from .retraining import RetrainingMixin
@@ -36,10 +39,12 @@ class PublishingMixin(RetrainingMixin):
     """Writes the final model with its lineage and its card, and pushes it."""
 
     report: dict[str, Any] | None
+    card: dict[str, Any]
 
     def _save_final(self, run: RunDirectory, report: dict[str, Any]) -> None:
         assert self.masks is not None
         if run.whole(run.final_record) is not None:
+            self._check_lineage(run.root, report)
             return
         remove_unfinished(run.root)
         self._save_weights(run.root)
@@ -50,6 +55,24 @@ class PublishingMixin(RetrainingMixin):
         saved = {path.name for path in model_files(run.soup(len(report["phases"])))}
         files = [path for path in model_files(run.root) if path.name in saved or path.suffix == ".safetensors"]
         write_record(run.final_record, {"mask_fingerprint": self.masks.fingerprint()}, [*files, run.report])
+
+    def _check_lineage(self, folder: Path, report: dict[str, Any]) -> None:
+        """Of a finished run: test scores and measurements in it may be new, all else follows from the report."""
+        try:
+            there = read_json(folder / LINEAGE)
+            made = json.loads(
+                json.dumps(make_lineage(report, self._masks_held(), None, None, there["test"], there["measured"]))
+            )
+            whole = all(there[key] == value for key, value in made.items() if key not in ("parent", "versions"))
+        except (CheckpointError, KeyError):
+            whole = False
+        if not whole:
+            self._say(f"damaged, to be made again: {folder / LINEAGE} is not what the run wrote")
+            self._describe(folder, report)
+
+    def _masks_held(self) -> Masks:
+        assert self.masks is not None
+        return self.masks
 
     def _save_weights(self, folder: Path) -> None:
         """The final weights, in the form asked for."""
@@ -68,7 +91,14 @@ class PublishingMixin(RetrainingMixin):
             draw_phases(lineage).savefig(folder / FIGURE, dpi=150)
         except ImportError:
             self._say("no figure for the model card: it needs matplotlib, pip install sms_hf[report]")
-        card = make_card(lineage, self._repo_name, weight_sizes(folder), (folder / FIGURE).is_file())
+        card = make_card(
+            lineage,
+            self._repo_name,
+            weight_sizes(folder),
+            (folder / FIGURE).is_file(),
+            _as_given(str(self.args.output_dir)),
+            **_metadata(self.card),
+        )
         there = folder / CARD
         there.write_text(merge_cards(card, there.read_text("utf-8") if there.is_file() else None), encoding="utf-8")
 
@@ -145,7 +175,7 @@ class PublishingMixin(RetrainingMixin):
             return None
         folder, token = self._run.root, token or self.args.hub_token
         options = {"private": self.args.hub_private_repo if private is None else private, "token": token}
-        metadata = {CARD_METADATA[key]: value for key, value in kwargs.items() if value and key in CARD_METADATA}
+        metadata = _metadata(self.card | kwargs)
         self._save_weights(folder)
         kept = self._kept_candidates(None) if candidates else {}
         message = commit_message or "End of training"
@@ -169,6 +199,15 @@ class PublishingMixin(RetrainingMixin):
     def _say(self, line: str) -> None:
         if self.args.processes.is_main:
             say(line)
+
+
+def _as_given(folder: str) -> str | None:
+    """What loads the folder where the run was started; an absolute path would tell strangers of this machine."""
+    return None if os.path.isabs(folder) else folder
+
+
+def _metadata(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {CARD_METADATA[key]: value for key, value in kwargs.items() if value and key in CARD_METADATA}
 
 
 def _best_of_three(action: Any) -> float:

@@ -1,6 +1,7 @@
 """What a run writes about itself: pure functions from results to JSON values."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,20 @@ def _own_config(model: Any) -> dict[str, Any]:
         return {}
     values = json.loads(config.to_json_string(use_diff=True))
     return {key: value for key, value in values.items() if key not in ("_name_or_path", "transformers_version")}
+
+
+def origin(settings: Mapping[str, Any], model: nn.Module) -> str:
+    """
+    What a phase's parent says of the run that made it: digest of the settings and of the weights before pruning.
+
+    Equal runs have equal ones, on any number of processes.
+    """
+    told = {key: value for key, value in settings.items() if key != "versions"}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback
 
 from ..files.folder import MASKS
 from ..sparsity.masks import Masks, check_fingerprint
@@ -29,6 +28,7 @@ from .merging import MergingMixin
 from .progress import candidate_line
 from .records import Norms, parent_record, weight_norm, without_timings
 from .run_directory import (
+    ORIGIN,
     RunDirectory,
     last_checkpoint,
     model_files,
@@ -51,9 +51,10 @@ class RetrainingMixin(MergingMixin):
     # What a candidate's learning rate depends on besides its arguments.
     _window = (0.0, 1.0)
     _norms: Norms | None = None
-    _estimate: TrainerCallback | None = None
+    _estimate: Any = None
     # Of LoRA: what candidates are given on top of the parent, and merged into it at their end.
     _adapters: Any = None
+    _origin = ""
 
     def _prune_parent(self, phase: Phase, run: RunDirectory, is_needed: bool) -> dict[str, Any]:
         """
@@ -80,7 +81,7 @@ class RetrainingMixin(MergingMixin):
             if not phase.keeps_dense:
                 self._save_model(model, masks, run.parent(phase.number))
         skipped = nm_skipped(model, self.args.pruning_pattern, self.args.target_modules, self.args.exclude_modules)
-        record = parent_record(model, masks, norms, skipped)
+        record = parent_record(model, masks, norms, skipped) | {ORIGIN: self._origin}
         return write_record(run.parent_record(phase.number), record, model_files(run.parent(phase.number)))
 
     def _prune_from_(self, model: torch.nn.Module, phase: Phase, within: Masks | None) -> tuple[Masks, Norms]:

@@ -31,6 +31,8 @@ INTERNAL = "_run"  # Trainer.push_to_hub leaves out what begins with an undersco
 CHECKPOINT_RECORD = "whole.json"
 """Written last into every checkpoint of Trainer, which writes its files one after the other under their own names."""
 CHECKSUM, FILES = "checksum", "files"
+ORIGIN = "origin"
+"""Entry of a parent's record: which run it belongs to."""
 
 
 class DamagedError(ValueError):
@@ -125,6 +127,26 @@ class RunDirectory:
                 f"Expected the settings that the run in {self.root} was started with, got others: {'; '.join(told)}. "
                 "Resume with the same settings, or choose another folder."
             )
+
+    def check_origin(self, number: int, origin: str) -> None:
+        """Remove a phase that another run made (other weights, other settings) and that was put in this one's place."""
+        try:
+            made_by = read_record(self.parent_record(number)).get(ORIGIN, origin)
+        except DamagedError:
+            return  # Missing or damaged: told where it is needed.
+        if made_by != origin:
+            say(f"of another run, to be made again: {self.phase(number)}")
+            self.remove(self.phase(number))
+
+    def check_notes(self, number: int) -> None:
+        """Of a finished phase, what is only to be read by people: its record holds the same."""
+        for path in (self.diagnostics_record(number), self.trials_record(number)):
+            try:
+                if path.is_file():
+                    read_record(path)
+            except DamagedError as error:
+                say(f"damaged, removed: {error}; {self.phase_record(number).name} holds the same")
+                path.unlink()
 
     def whole(self, record: Path, files: bool = True) -> dict[str, Any] | None:
         """

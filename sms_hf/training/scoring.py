@@ -20,7 +20,7 @@ from .candidates import Phase
 from .ensemble import make_ensemble
 from .masked_trainer import MaskedTrainerMixin
 from .records import without_timings
-from .run_directory import RunDirectory, remove_unfinished
+from .run_directory import DamagedError, RunDirectory, check_files, remove_unfinished
 from .spawning import silent_args, spawn
 from .stopping import leave_if_wished
 from .weights import load_weights_
@@ -144,6 +144,14 @@ class ScoringMixin(MaskedTrainerMixin):
                 f"Expected the candidates of phase {phase.number} in {self._run.root}, found none. Train with "
                 "keep_candidates=True."
             )
+        for name in kept:
+            try:
+                check_files(self._run.candidate_record(phase.number, name))
+            except DamagedError as error:
+                raise DamagedError(
+                    f"Expected the candidates of phase {phase.number} as the run wrote them, but {error}. What is made of "
+                    f"them would be wrong: remove {kept[name]} to go on without it, or train again in another folder."
+                ) from error
         return kept
 
     # ---- Models and their metrics ------------------------------------------------------------------------------------

@@ -264,7 +264,7 @@ class _Clock(TrainerCallback):
 
 class TimeEstimate(_Clock):
     """
-    After the first steps of the first candidate, prints once how long all trainings will take.
+    After the first steps of the first candidate, prints once how long the run will take.
 
     Args:
         cost ([`Forecast`]): Of the run.
@@ -275,6 +275,9 @@ class TimeEstimate(_Clock):
         super().__init__()
         self._cost: Forecast | None = cost
         self._num_steps = num_steps
+        self._begin = time.perf_counter()
+        self.seconds_per_score: float | None = None
+        """Of the dense model's score, where it was made in this run."""
 
     def on_step_end(self, args, state, control, **kwargs):
         if self._cost is None:
@@ -282,7 +285,9 @@ class TimeEstimate(_Clock):
         super().on_step_end(args, state, control, **kwargs)
         if len(self.ends) > self._num_steps:
             examples = args.train_batch_size * args.gradient_accumulation_steps
-            line = estimate_line(self._cost, self.seconds_per_step(1) * self._cost.step_examples / examples)
+            seconds = self.seconds_per_step(1) * self._cost.step_examples / examples
+            passed = time.perf_counter() - self._begin
+            line = estimate_line(self._cost, seconds, self.seconds_per_score, passed)
             self._cost = None
             if line is not None:
                 say(line)

@@ -22,7 +22,7 @@ from .methods import METHODS
 from .planning import start_lines
 from .progress import dense_line, parent_line, soup_lines
 from .publishing import PublishingMixin
-from .records import final_state, phase_record, run_settings, train_output
+from .records import final_state, origin, phase_record, run_settings, train_output
 from .run_directory import RunDirectory, model_files, read_record, remove_weights, write_record
 from .spawning import Rebuildable, check_copyable, is_spawning
 from .stopping import Stopped, stop_on_signals
@@ -44,6 +44,7 @@ class SparseSoupMixin(PublishingMixin, metaclass=Rebuildable):
     Attributes:
         masks ([`Masks`] or `None`): Masks of the model that the trainer holds.
         report (`dict` or `None`): After `train()`, what `report.json` holds.
+        card (`dict`): For the model card: keyword arguments of `push_to_hub` (`language`, `license`, `tags`, ...).
     """
 
     def __init__(self, *args, **kwargs):
@@ -58,6 +59,7 @@ class SparseSoupMixin(PublishingMixin, metaclass=Rebuildable):
             self._take_adapters()
             self._check_folders()
         self.report: dict[str, Any] | None = None
+        self.card: dict[str, Any] = {}
         self._disk_bytes = 0
 
     def _take_adapters(self) -> None:
@@ -127,6 +129,7 @@ class SparseSoupMixin(PublishingMixin, metaclass=Rebuildable):
     def _run_phases(self, run: RunDirectory, resume: bool, scope: str) -> dict[str, Any]:
         processes, plan, metric = self.args.processes, self.args.make_plan(), self.args.selection_metric[0]
         settings = run_settings(self.args, plan, self.model, self._num_examples())
+        self._origin = origin(settings, self.model)
         processes.check_shared(f"{scope}/shared", run.root)
         processes.on_main(f"{scope}/open", lambda: run.open(settings, processes.was_at(run.root) or resume))
         self._disk_bytes = processes.on_main(f"{scope}/cost", self._tell_cost)
@@ -162,16 +165,24 @@ class SparseSoupMixin(PublishingMixin, metaclass=Rebuildable):
 
     def _score_dense(self, run: RunDirectory) -> dict[str, float]:
         """Score the model before pruning: the table's first row, and a check of the metric before hours of training."""
-        return run.whole(run.dense_record) or write_record(run.dense_record, self._evaluate_copy(self._copy()))
+        there, start = run.whole(run.dense_record), time.perf_counter()
+        if there is not None:
+            return there
+        metrics = self._evaluate_copy(self._copy())
+        if self._estimate is not None:
+            self._estimate.seconds_per_score = time.perf_counter() - start
+        return write_record(run.dense_record, metrics)
 
     def _finished(self, plan: Sequence[Phase], run: RunDirectory) -> list[int]:
         """Numbers of the phases that are whole: what they hand on is there, or has been used up."""
         finished: list[int] = []
         for phase in reversed(plan):
             used_up = phase.merge == "none" and phase.number + 1 in finished
+            run.check_origin(phase.number, self._origin)
             record = run.whole(run.phase_record(phase.number), files=not used_up)
             if record is not None:
                 finished.append(phase.number)
+                run.check_notes(phase.number)
                 if record["soup"] is not None:  # The run may have ended before it had cleared up.
                     self._remove_candidates(phase.number, run)
         return finished

@@ -153,3 +153,30 @@ def test_user_data_cannot_leave_its_place(masks, hostile):
     assert found.count(END) == 1
     row = next(line for line in found.splitlines() if "candidate-1" in line and "phase-1" in line)
     assert row.count("|") == next(line for line in plain.splitlines() if "candidate-1" in line).count("|")
+
+
+@pytest.mark.parametrize(
+    ("ingredients", "candidates", "fingerprints", "words"),
+    [
+        (1, 2, "aa", "in one phase and retrained: the best of 2 candidates; averaging did not help\n"),
+        (2, 2, "aa", "in one phase and averaged from 2 retrained copies that share one mask\n"),
+        (2, 2, "ab", "in one phase and averaged from 2 retrained copies\n"),
+        (1, 1, "a", "in one phase and retrained\n"),
+        (0, 2, "aa", "in one phase and retrained\n"),
+    ],
+)
+def test_only_an_average_is_called_one(masks, ingredients, candidates, fingerprints, words):
+    found = lineage(masks)
+    phase = found["phases"][0]
+    phase["candidates"] = [
+        c | {"mask_fingerprint": f} for c, f in zip(phase["candidates"][:candidates], fingerprints, strict=True)
+    ]
+    names = [c["name"] for c in phase["candidates"]]
+    phase["soup"] = phase["soup"] | {"ingredients": names[:ingredients]} if ingredients else None
+    assert words in make_card(found, "user/soup", {})
+
+
+def test_a_local_card_loads_from_where_the_model_lies(masks):
+    text = make_card(lineage(masks), "demo", {"model.safetensors": 1}, load_from="runs/demo", language="de")
+    assert 'from_pretrained("runs/demo")' in text
+    assert "# demo" in text

@@ -316,3 +316,38 @@ def test_a_marian_with_sentencepiece_is_pruned_souped_and_pulled_back_by_name(tm
     assert pulled["zeros"] >= last["parent"]["num_weights"] - last["parent"]["num_kept"]
     assert last["soup"]["score"] > 80, "BLEU of sentences known by heart"
     assert pulled["text"] == phrasebook["translation"][0]["de"]
+
+
+def test_columns_of_other_names(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"src": "a dog", "tgt": "ein Hund"}\n')
+    files = {"train_file": str(tmp_path / "train.jsonl"), "validation_file": str(tmp_path / "train.jsonl")}
+    corpus = recipe.load_corpus(settings(**files, source_column="src", target_column="tgt"))
+    assert corpus["train"][0]["translation"] == {"en": "a dog", "de": "ein Hund"}
+    with pytest.raises(
+        SystemExit, match=r"got \['src', 'tgt'\]. Set --source_column and --target_column. Did you mean 'src'"
+    ):
+        recipe.load_corpus(settings(**files, source_column="scr"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--parallel_dir", "NOWHERE"], "Expected a folder with train.en and train.de at"),
+        (["--demo", "--vary", '{"sed": [1, 2]}'], "Did you mean 'seed'?"),
+        (["--demo", "--target_sparsity", "1.5"], "target_sparsity must lie in [0, 1)"),
+    ],
+)
+def test_what_the_user_can_mend_is_told_without_a_traceback(tmp_path, arguments, says):
+    arguments = [argument.replace("NOWHERE", str(tmp_path / "nowhere")) for argument in arguments]
+    result = run("--output_dir", str(tmp_path / "run"), *arguments)
+    assert result.returncode == 1
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_bug_keeps_its_traceback(tmp_path):
+    """Not every ValueError is the user's: this one comes from the middle of a library."""
+    with pytest.raises(json.JSONDecodeError):
+        base.run(
+            ["--demo", "--output_dir", str(tmp_path)], str(RECIPE), recipe.RecipeArguments, lambda *_: json.loads("{")
+        )

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import threading
 from pathlib import Path
 
@@ -417,6 +418,34 @@ def test_time_is_told_once_after_some_steps(make_trainer, capsys):
     assert len(lines) == 1
     assert " for the 4 trainings (" in lines[0]
     assert estimate_line(plan, 0.5) == "about 12 s for the 4 trainings (0.5 s a step), without scoring"
+    # 2 candidates, and the second one tried in the soup, in each of 2 phases: 6 scores of 10 s.
+    assert (plan.serial_steps, plan.serial_scores) == (24, 6)
+    assert estimate_line(plan, 0.5, 10.0, 7.0) == (
+        "about 79 s in all: about 12 s for the 4 trainings (0.5 s a step), about 60 s for at most 6 scores one after the other, "
+        "7 s until here"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "scores"),
+    [
+        ({"num_candidates": 3}, 1, 2 * (3 + 2)),
+        ({"num_candidates": 3}, 2, 2 * (2 + 2)),
+        ({"num_candidates": 3, "soup_method": "uniform"}, 3, 2 * (1 + 1)),
+        ({"num_candidates": 1}, 1, 2),
+        ({"num_candidates": 3, "pruning_method": "imp-avg"}, 1, 3 + 3 + 1),
+    ],
+)
+def test_scores_one_after_the_other(make_trainer, changes, processes, scores):
+    assert plan_run(make_trainer(changes), processes, measure=False).serial_scores == scores
+
+
+def test_the_dense_models_score_is_timed_and_told(make_trainer, capsys):
+    make_trainer({"num_train_epochs": 3}).train()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if " in all: " in line]
+    assert re.fullmatch(
+        r"about .* in all: about .* for the 4 trainings .*, about .* for at most 6 scores .*, \d+ s until here", line
+    )
 
 
 # ---- Made-up rows --------------------------------------------------------------------------------------------------------

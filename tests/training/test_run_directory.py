@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from conftest import tiny_t5
 from safetensors.torch import load_file
 
 from sms_hf.training.run_directory import (
@@ -169,3 +170,68 @@ def test_trials_that_were_scored_are_read_back(make_trainer, tmp_path, monkeypat
         for trainer in (first, again)
     ]
     assert without_seconds[0] == without_seconds[1]
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("ask", ["evaluate_ensemble", "evaluate_subsoups"])
+def test_a_kept_candidate_that_is_damaged_is_noticed_when_it_is_read(make_trainer, ask):
+    """The run is finished, and its resume reads no candidate: the weights must be held against their record here."""
+    trainer = make_trainer({"keep_candidates": True, "num_phases": 1})
+    trainer.train()
+    ask_for = {
+        "evaluate_ensemble": trainer.evaluate_ensemble,
+        "evaluate_subsoups": lambda: trainer.evaluate_subsoups(sizes=(2,)),
+    }
+    ask_for[ask]()
+    flip(RunDirectory(trainer.args.output_dir).candidate(1, "candidate-2") / "model.safetensors")
+    with pytest.raises(
+        DamagedError, match=r"candidates of phase 1 .*candidate-2/model.safetensors does not match.*remove"
+    ):
+        ask_for[ask]()
+
+
+@pytest.mark.parametrize("text", ["", '{"format": ', "[]"])
+def test_the_lineage_of_a_finished_run_is_made_again(make_trainer, tmp_path, text, capsys):
+    make_trainer({"num_phases": 1}).train()
+    path = tmp_path / "run" / "sparse_soup.json"
+    before = json.loads(path.read_text())
+    path.write_text(text)
+    capsys.readouterr()
+    make_trainer({"num_phases": 1}).train(resume_from_checkpoint=True)
+    assert f"damaged, to be made again: {path}" in capsys.readouterr().out
+    after = json.loads(path.read_text())
+    assert {**after, "measured": None} == {**before, "measured": None}
+
+
+def test_diagnostics_of_a_finished_run_that_are_cut_are_noticed(make_trainer, tmp_path, capsys):
+    make_trainer({"num_phases": 1}).train()
+    path = RunDirectory(tmp_path / "run").diagnostics_record(1)
+    path.write_text(path.read_text()[:50])
+    capsys.readouterr()
+    make_trainer({"num_phases": 1}).train(resume_from_checkpoint=True)
+    assert f"damaged, removed: {path}" in capsys.readouterr().out
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("other", ["weights", "settings"])
+def test_a_phase_of_another_run_is_noticed(make_trainer, tmp_path, other, capsys):
+    """All its records are whole, and so are their files."""
+    make_trainer({"output_dir": str(tmp_path / "mine")}).train()
+    theirs = {"model": tiny_t5(seed=1)} if other == "weights" else {}
+    settings = {"learning_rate": 1e-4} if other == "settings" else {}
+    make_trainer({"output_dir": str(tmp_path / "theirs"), **settings}, **theirs).train()
+    mine, foreign = (RunDirectory(tmp_path / name) for name in ("mine", "theirs"))
+    before = (mine.root / "model.safetensors").read_bytes()
+    shutil.rmtree(mine.phase(1))
+    shutil.copytree(foreign.phase(1), mine.phase(1))
+    shutil.rmtree(mine.phase(2))
+    mine.final_record.unlink()
+    capsys.readouterr()
+    make_trainer({"output_dir": str(mine.root)}).train(resume_from_checkpoint=True)
+    assert f"of another run, to be made again: {mine.phase(1)}" in capsys.readouterr().out
+    assert (mine.root / "model.safetensors").read_bytes() == before

@@ -1,10 +1,12 @@
 """What people do with a Trainer before they train: set things on it, subclass it, give it callbacks of all kinds."""
 
+import logging
 import threading
 
 import pytest
 import torch
 from conftest import collate, reversal, tiny_t5
+from huggingface_hub import ModelCard
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from sms_hf import MaskedTrainerMixin, MaskError, Masks, SparseSoupMixin, SparseSoupTrainer
@@ -166,6 +168,41 @@ def test_masks_of_another_model_are_told_when_they_are_set(tmp_path):
         MaskError, match=r"Masks for \['classifier.weight'\] have no parameter in T5ForConditionalGeneration"
     ):
         trainer.masks = Masks({"classifier.weight": torch.ones(2, 2, dtype=torch.bool)})
+
+
+def test_the_local_card_knows_what_the_pushed_one_will(make_trainer, tmp_path, monkeypatch):
+    """Language and task, and a line that loads the folder as it was named."""
+    monkeypatch.chdir(tmp_path)
+    trainer = make_trainer(ONE_PHASE | {"output_dir": "runs/soup"})
+    trainer.card = {"language": ["en", "de"], "tasks": "translation", "license": "mit"}
+    trainer.train()
+    card = ModelCard.load("runs/soup/README.md")
+    assert (card.data.language, card.data.pipeline_tag, card.data.license) == (["en", "de"], "translation", "mit")
+    (line,) = [line for line in card.text.splitlines() if "from_pretrained" in line]
+    names = {}
+    exec(f"from transformers import AutoModelForSeq2SeqLM\n{line}", names)
+    assert names["model"].num_parameters() == trainer.model.num_parameters()
+
+
+def test_a_resumed_candidate_does_not_speak_of_missing_keys(make_trainer, caplog, tmp_path):
+    """Tied embeddings stand in a checkpoint once."""
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                raise KeyboardInterrupt
+
+    saving = ONE_PHASE | {"save_strategy": "steps", "save_steps": 3}
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(saving, callbacks=[Stop()]).train()
+    transformers_logger = logging.getLogger("transformers")
+    monitored = transformers_logger.propagate
+    transformers_logger.propagate = True
+    try:
+        make_trainer(saving).train(resume_from_checkpoint=True)
+    finally:
+        transformers_logger.propagate = monitored
+    assert "missing keys" not in caplog.text
 
 
 def test_the_masked_mixin_writes_no_pickle(tmp_path):
