@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightTransform
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -73,8 +73,12 @@ def _unpack_first(converter: Any, quantizer: Any, leaves: set[str]) -> Any:
     if not sources or any(source.rpartition(".")[2] not in leaves for source in sources):
         return converter
     both = [source + part for part in (END, MASK + END) for source in sources]
-    operations = [Unpack(quantizer), *converter.operations]
-    return WeightConverter(both, converter._original_target_patterns, operations=operations)
+    wrapped = WeightConverter.__new__(WeightConverter)
+    # Not WeightConverter's own: there, converters to several targets (matrices that are split) have one source only.
+    WeightTransform.__init__(wrapped, both, converter._original_target_patterns)
+    wrapped.scope_prefix, wrapped.base_model_prefix = converter.scope_prefix, converter.base_model_prefix
+    wrapped.operations, wrapped.force_cpu = [Unpack(quantizer), *converter.operations], converter.force_cpu
+    return wrapped
 
 
 def _layer_weights(model: nn.Module) -> list[str]:

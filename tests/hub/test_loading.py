@@ -18,6 +18,8 @@ from transformers import (
     GPT2LMHeadModel,
     GptOssConfig,
     GptOssForCausalLM,
+    HrmTextConfig,
+    HrmTextForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MarianConfig,
@@ -65,6 +67,7 @@ MODELS = {
     "gpt-oss, experts stacked in the file": lambda: GptOssForCausalLM(
         GptOssConfig(**DECODER, num_local_experts=4, head_dim=8)
     ),
+    "hrm, matrices split on loading": lambda: HrmTextForCausalLM(HrmTextConfig(**DECODER, H_cycles=1, L_cycles=1)),
 }
 
 
