@@ -1,7 +1,7 @@
 """
 Claim: averaging checkpoints runs at the speed of reading them, with memory of a tensor, not of the models.
 
-Measured: `sms_hf.average_checkpoints` of 5 pruned checkpoints of 60 M fp32 parameters (the shapes of T5-small), with their
+Measured: `sms_hf.soup.average_checkpoints` of 5 pruned checkpoints of 60 M fp32 parameters (the shapes of T5-small), with their
 masks, and without (zeros are compared instead). It also verifies masks and zeros and writes the result to the disk. Peers:
 1. reading the same files once, one after another (`load_file` only maps a file, so every tensor is summed, too): from the
    page cache this is the bare bandwidth of the memory;
@@ -26,7 +26,8 @@ from _common import MB, ExtraMemory, describe_machine, in_fresh_process, paired_
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sms_hf import Masks, average_checkpoints
+from sms_hf import Masks
+from sms_hf.soup import average_checkpoints
 
 TARGET_COPYING, TARGET_STACKING = 3.0, 1.0
 TARGET_LARGEST, TARGET_CONSTANT = 3, 100 * MB

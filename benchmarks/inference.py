@@ -2,7 +2,7 @@
 Claim: what is removed for real makes a model faster on a GPU; zeros alone do not.
 
 Measured: forward passes in bf16 of a BERT-shaped encoder with half (three quarters) of its neurons removed by
-`sms_hf.compact`, and of the same with 2:4 weights in torch's semi-structured form. Peer: the dense model, in the same
+`sms_hf.shrink`, and of the same with 2:4 weights in torch's semi-structured form. Peer: the dense model, in the same
 process, in turn. Ratios are paired. No target: the table says what pays at which batch.
 
     python benchmarks/inference.py --device cuda
@@ -17,7 +17,7 @@ from torch import nn
 from torch.sparse import to_sparse_semi_structured
 from transformers import BertConfig, BertForSequenceClassification
 
-from sms_hf import compact, prune
+from sms_hf import prune, shrink
 
 SHAPES = {
     "tiny": {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -35,7 +35,7 @@ def make_model(shape: str, device: str) -> BertForSequenceClassification:
 def without_neurons(model: BertForSequenceClassification, share: float) -> nn.Module:
     pruned = copy.deepcopy(model)
     prune(pruned, share, pattern="neurons", scope="uniform")
-    return compact(pruned).eval()
+    return shrink(pruned).eval()
 
 
 def semi_structured(model: BertForSequenceClassification) -> nn.Module:

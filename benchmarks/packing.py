@@ -27,7 +27,7 @@ from _common import MB, ExtraMemory, describe_machine, in_fresh_process, paired_
 from safetensors.torch import load_file, save_file
 
 from sms_hf import pack, prune
-from sms_hf.hub.compact_file import write_compact, write_dense
+from sms_hf.compact.compact_file import write_compact, write_dense
 
 TARGET_BOUND, TARGET_UNPACK = 1.05, 2.0
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)

@@ -16,13 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
-import base
 import datasets
-from base import FileArguments, RecipeError, Task
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, default_data_collator
 
-from sms_hf import SparseSoupTrainingArguments
+from sms_hf import SparseSoupTrainingArguments, tasks
 from sms_hf.demo import demo_language_model, demo_sentences, demo_word_tokenizer
+from sms_hf.tasks import FileArguments, RecipeError, Task
 
 INSTEAD = "--model_name_or_path FOLDER and --train_file/--validation_file/--test_file"
 
@@ -57,9 +56,9 @@ def load_corpus(recipe: RecipeArguments) -> datasets.DatasetDict:
     if recipe.demo:
         corpus = demo_sentences()
     elif recipe.train_file:
-        corpus = base.read_files(recipe.files, with_text=True)
+        corpus = tasks.read_files(recipe.files, with_text=True)
     else:
-        corpus = base.read_hub(recipe, INSTEAD)
+        corpus = tasks.read_hub(recipe, INSTEAD)
     column = "text" if recipe.demo else recipe.text_column
     for split, data in corpus.items():
         if column not in data.column_names:
@@ -67,7 +66,7 @@ def load_corpus(recipe: RecipeArguments) -> datasets.DatasetDict:
                 f"Expected a column {column!r} in the {split} data, it has {data.column_names}. Set --text_column."
             )
     corpus = datasets.DatasetDict({split: data.select_columns([column]) for split, data in corpus.items()})
-    return base.limit(corpus if column == "text" else corpus.rename_column(column, "text"), recipe)
+    return tasks.limit(corpus if column == "text" else corpus.rename_column(column, "text"), recipe)
 
 
 def make_blocks(corpus: datasets.DatasetDict, tokenizer, size: int) -> datasets.DatasetDict:
@@ -103,15 +102,15 @@ def encode(texts: list[str], tokenizer) -> Iterator[list[int]]:
 def load_task(recipe: RecipeArguments, args: SparseSoupTrainingArguments) -> Task:
     corpus = load_corpus(recipe)
     if recipe.demo:
-        recipe.model_name_or_path = base.demo_model(recipe, args, lambda: demo_task(corpus, recipe, args.seed))
+        recipe.model_name_or_path = tasks.demo_model(recipe, args, lambda: demo_task(corpus, recipe, args.seed))
     name = recipe.model_name_or_path
-    model: PreTrainedModel = base.from_hub(name, lambda: AutoModelForCausalLM.from_pretrained(name), INSTEAD)
+    model: PreTrainedModel = tasks.from_hub(name, lambda: AutoModelForCausalLM.from_pretrained(name), INSTEAD)
     if recipe.demo and model.config.model_type != recipe.demo_model:
         raise RecipeError(
             f"Expected a {recipe.demo_model} in {name}, found a {model.config.model_type}. Set another --output_dir or "
             "--dense_dir."
         )
-    tokenizer = base.from_hub(name, lambda: AutoTokenizer.from_pretrained(name), INSTEAD)
+    tokenizer = tasks.from_hub(name, lambda: AutoTokenizer.from_pretrained(name), INSTEAD)
     return make_task(model, tokenizer, corpus, recipe.block_size)
 
 
@@ -140,4 +139,4 @@ def make_task(model, tokenizer, corpus: datasets.DatasetDict, size: int) -> Task
 
 
 if __name__ == "__main__":
-    base.run(sys.argv[1:], __file__, RecipeArguments, load_task)
+    tasks.run(sys.argv[1:], __file__, RecipeArguments, load_task)

@@ -15,13 +15,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import base
 import datasets
-from base import FolderArguments, RecipeError, Task
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from sms_hf import SparseSoupTrainingArguments, classification_metrics
+from sms_hf import SparseSoupTrainingArguments, tasks
 from sms_hf.demo import DIGIT_SCALES, demo_digits, demo_image_classifier
+from sms_hf.metrics import classification_metrics
+from sms_hf.tasks import FolderArguments, RecipeError, Task
 
 INSTEAD = "--model_name_or_path FOLDER and --train_dir FOLDER"
 RESNET_MODULES = r".*convolution|classifier\.1"
@@ -56,7 +56,7 @@ def load_images(recipe: RecipeArguments) -> tuple[datasets.DatasetDict, list[str
     if recipe.train_dir:
         images = datasets.DatasetDict({split: read_folder(folder) for split, folder in recipe.folders.items()})
     else:
-        images = base.read_hub(recipe, INSTEAD)
+        images = tasks.read_hub(recipe, INSTEAD)
     images = datasets.DatasetDict({split: choose_columns(data, str(split), recipe) for split, data in images.items()})
     names = images["train"].features["label"].names
     for split, data in images.items():
@@ -66,7 +66,7 @@ def load_images(recipe: RecipeArguments) -> tuple[datasets.DatasetDict, list[str
             raise RecipeError(f"Every class must occur in the training images ({names}), got {unknown} in {split}.")
         if theirs != names:  # A folder that lacks a class numbers the others differently.
             images[split] = data.align_labels_with_mapping({name: i for i, name in enumerate(names)}, "label")
-    return base.limit(split_train(images, recipe), recipe), names
+    return tasks.limit(split_train(images, recipe), recipe), names
 
 
 def read_folder(folder: str) -> datasets.Dataset:
@@ -78,7 +78,7 @@ def read_folder(folder: str) -> datasets.Dataset:
 def choose_columns(data: datasets.Dataset, split: str, recipe: RecipeArguments) -> datasets.Dataset:
     image = recipe.image_column or next((c for c in ("image", "img") if c in data.column_names), "image")
     wanted = {image: "image", recipe.label_column: "label"}
-    data = base.select_columns(data, split, wanted, "--image_column and --label_column")
+    data = tasks.select_columns(data, split, wanted, "--image_column and --label_column")
     return data if isinstance(data.features["label"], datasets.ClassLabel) else data.class_encode_column("label")
 
 
@@ -112,15 +112,15 @@ def with_pixels(images: datasets.DatasetDict, processor, outputs: list[int]) -> 
 
 def load_task(recipe: RecipeArguments, args: SparseSoupTrainingArguments) -> Task:
     if recipe.demo:
-        digits = base.limit(demo_digits(DIGIT_SCALES[recipe.demo_model]), recipe)
-        name = base.demo_model(recipe, args, lambda: demo_task(digits, recipe.demo_model, args.seed))
+        digits = tasks.limit(demo_digits(DIGIT_SCALES[recipe.demo_model]), recipe)
+        name = tasks.demo_model(recipe, args, lambda: demo_task(digits, recipe.demo_model, args.seed))
         model, processor, data = AutoModelForImageClassification.from_pretrained(name), None, digits
     else:
         images, names = load_images(recipe)
         name = recipe.model_name_or_path
-        model, order = base.model_for_classes(AutoModelForImageClassification, name, names, args.seed, INSTEAD)
+        model, order = tasks.model_for_classes(AutoModelForImageClassification, name, names, args.seed, INSTEAD)
         # Pillow's version of the processor: torchvision is not needed.
-        processor = base.from_hub(name, lambda: AutoImageProcessor.from_pretrained(name, backend="pil"), INSTEAD)
+        processor = tasks.from_hub(name, lambda: AutoImageProcessor.from_pretrained(name, backend="pil"), INSTEAD)
         data = with_pixels(images, processor, [order.index(label) for label in names])
         args.remove_unused_columns = False  # The transform needs `image`, which the model does not know.
     if model.config.model_type == "resnet" and args.target_modules is None:
@@ -146,4 +146,4 @@ def make_task(model: PreTrainedModel, data: datasets.DatasetDict, processor=None
 
 
 if __name__ == "__main__":
-    base.run(sys.argv[1:], __file__, RecipeArguments, load_task)
+    tasks.run(sys.argv[1:], __file__, RecipeArguments, load_task)

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import base
 import datasets
 import numpy as np
-from base import FolderArguments, RecipeError, Task
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
-from sms_hf import SparseSoupTrainingArguments, class_maps, segmentation_metrics
+from sms_hf import SparseSoupTrainingArguments, tasks
 from sms_hf.demo import SCENE_CLASSES, demo_scenes, demo_segmenter
+from sms_hf.metrics import class_maps, segmentation_metrics
+from sms_hf.tasks import FolderArguments, RecipeError, Task
 
 INSTEAD = "--model_name_or_path FOLDER and --train_dir FOLDER"
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -63,18 +63,18 @@ def load_images(recipe: RecipeArguments) -> datasets.DatasetDict:
     if recipe.train_dir:
         images = datasets.DatasetDict({split: read_folder(Path(folder)) for split, folder in recipe.folders.items()})
     elif recipe.dataset_name:
-        images = base.read_hub(recipe, INSTEAD)
+        images = tasks.read_hub(recipe, INSTEAD)
         wanted = {recipe.image_column: "image", recipe.label_column: "label"}
         options = "--image_column and --label_column"
         images = datasets.DatasetDict(
-            {s: base.select_columns(data, str(s), wanted, options) for s, data in images.items()}
+            {s: tasks.select_columns(data, str(s), wanted, options) for s, data in images.items()}
         )
     else:
         raise RecipeError("Expected images with label maps: pass --train_dir or --dataset_name, or run with --demo.")
     if "validation" not in images:
         parts = images["train"].train_test_split(recipe.train_val_split, seed=0)
         images["train"], images["validation"] = parts["train"], parts["test"]
-    return base.limit(images, recipe)
+    return tasks.limit(images, recipe)
 
 
 def read_folder(folder: Path) -> datasets.Dataset:
@@ -135,7 +135,7 @@ def with_pixels(images: datasets.DatasetDict, processor, recipe: RecipeArguments
 def class_names(recipe: RecipeArguments) -> list[str]:
     if recipe.label_file is None:
         name = recipe.model_name_or_path
-        config: Any = base.from_hub(name, lambda: AutoConfig.from_pretrained(name), INSTEAD)
+        config: Any = tasks.from_hub(name, lambda: AutoConfig.from_pretrained(name), INSTEAD)
         return [config.id2label[i] for i in range(config.num_labels)]
     if not Path(recipe.label_file).is_file():
         raise RecipeError(
@@ -149,15 +149,15 @@ def class_names(recipe: RecipeArguments) -> list[str]:
 
 def load_task(recipe: RecipeArguments, args: SparseSoupTrainingArguments) -> Task:
     if recipe.demo:
-        scenes = base.limit(demo_scenes(), recipe)
-        name = base.demo_model(recipe, args, lambda: make_task(demo_segmenter(SCENE_CLASSES, args.seed), scenes))
+        scenes = tasks.limit(demo_scenes(), recipe)
+        name = tasks.demo_model(recipe, args, lambda: make_task(demo_segmenter(SCENE_CLASSES, args.seed), scenes))
         return make_task(AutoModelForSemanticSegmentation.from_pretrained(name), scenes)
     name, names, images = recipe.model_name_or_path, class_names(recipe), load_images(recipe)
-    model, order = base.model_for_classes(AutoModelForSemanticSegmentation, name, names, args.seed, INSTEAD)
+    model, order = tasks.model_for_classes(AutoModelForSemanticSegmentation, name, names, args.seed, INSTEAD)
     if order != names:
         raise RecipeError(f"The model has the classes of --label_file in another order; list them as it does: {order}.")
     # Pillow's version of the processor: torchvision is not needed.
-    processor = base.from_hub(name, lambda: AutoImageProcessor.from_pretrained(name, backend="pil"), INSTEAD)
+    processor = tasks.from_hub(name, lambda: AutoImageProcessor.from_pretrained(name, backend="pil"), INSTEAD)
     processor.do_reduce_labels = recipe.reduce_labels
     args.remove_unused_columns = False  # The transform needs columns that the model does not know.
     return make_task(model, with_pixels(images, processor, recipe, len(names)), processor)
@@ -178,4 +178,4 @@ def make_task(model: PreTrainedModel, data: datasets.DatasetDict, processor=None
 
 
 if __name__ == "__main__":
-    base.run(sys.argv[1:], __file__, RecipeArguments, load_task)
+    tasks.run(sys.argv[1:], __file__, RecipeArguments, load_task)

@@ -15,17 +15,17 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-import base
 import datasets
-from base import FileArguments, RecipeError, Task
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
 )
 
-from sms_hf import SparseSoupTrainingArguments, classification_metrics
+from sms_hf import SparseSoupTrainingArguments, tasks
 from sms_hf.demo import demo_classifier, demo_judgements, demo_word_tokenizer
+from sms_hf.metrics import classification_metrics
+from sms_hf.tasks import FileArguments, RecipeError, Task
 
 INSTEAD = "--model_name_or_path FOLDER and --train_file/--validation_file/--test_file"
 
@@ -59,11 +59,11 @@ def load_corpus(recipe: RecipeArguments) -> tuple[datasets.DatasetDict, dict[Any
     if recipe.demo:
         corpus = demo_judgements()
     elif recipe.train_file:
-        corpus = base.read_files(recipe.files)
+        corpus = tasks.read_files(recipe.files)
     else:
-        corpus = base.read_hub(recipe, INSTEAD)
+        corpus = tasks.read_hub(recipe, INSTEAD)
     corpus = datasets.DatasetDict({split: choose_columns(data, str(split), recipe) for split, data in corpus.items()})
-    small = base.limit(corpus, recipe)
+    small = tasks.limit(corpus, recipe)
     if "test" in small and small["test"].unique("label") == [-1]:
         print("The labels of the test split are hidden (-1): there will be no test scores.", flush=True)
         del small["test"]
@@ -82,7 +82,7 @@ def choose_columns(data: datasets.Dataset, split: str, recipe: RecipeArguments) 
     wanted = {text: "text", recipe.label_column: "label"}
     if recipe.text_pair_column:
         wanted[recipe.text_pair_column] = "pair"
-    return base.select_columns(data, split, wanted, "--text_column, --text_pair_column and --label_column")
+    return tasks.select_columns(data, split, wanted, "--text_column, --text_pair_column and --label_column")
 
 
 def label_names(train: datasets.Dataset) -> dict[Any, str]:
@@ -112,10 +112,10 @@ def tokenize(corpus: datasets.DatasetDict, tokenizer, positions: dict[Any, int],
 def load_task(recipe: RecipeArguments, args: SparseSoupTrainingArguments) -> Task:
     corpus, labels = load_corpus(recipe)
     if recipe.demo:
-        recipe.model_name_or_path = base.demo_model(recipe, args, lambda: demo_task(corpus, labels, args.seed))
+        recipe.model_name_or_path = tasks.demo_model(recipe, args, lambda: demo_task(corpus, labels, args.seed))
     name, names = recipe.model_name_or_path, list(labels.values())
-    model, order = base.model_for_classes(AutoModelForSequenceClassification, name, names, args.seed, INSTEAD)
-    tokenizer = base.from_hub(name, lambda: AutoTokenizer.from_pretrained(name), INSTEAD)
+    model, order = tasks.model_for_classes(AutoModelForSequenceClassification, name, names, args.seed, INSTEAD)
+    tokenizer = tasks.from_hub(name, lambda: AutoTokenizer.from_pretrained(name), INSTEAD)
     if tokenizer.pad_token is None:  # Decoders are trained without one.
         tokenizer.pad_token, model.config.pad_token_id = tokenizer.eos_token, tokenizer.eos_token_id
     positions = {label: order.index(label_name) for label, label_name in labels.items()}
@@ -144,4 +144,4 @@ def make_task(model, tokenizer, data: datasets.DatasetDict) -> Task:
 
 
 if __name__ == "__main__":
-    base.run(sys.argv[1:], __file__, RecipeArguments, load_task)
+    tasks.run(sys.argv[1:], __file__, RecipeArguments, load_task)

@@ -15,9 +15,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import base
 import datasets
-from base import FileArguments, RecipeError, Task
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -26,9 +24,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sms_hf import SparseSoupTrainingArguments, bleu_metrics, sacrebleu_signature
+from sms_hf import SparseSoupTrainingArguments, tasks
 from sms_hf.choices import nearest
 from sms_hf.demo import demo_corpus, demo_optimizer, demo_tokenizer, demo_translator
+from sms_hf.metrics import bleu_metrics, sacrebleu_signature
+from sms_hf.tasks import FileArguments, RecipeError, Task
 
 INSTEAD = "--model_name_or_path FOLDER and --parallel_dir FOLDER or --train_file/--validation_file/--test_file"
 # Tokenizers that mark the language: how they spell its token, and where generation needs the target's.
@@ -93,8 +93,8 @@ def load_corpus(recipe: RecipeArguments) -> datasets.DatasetDict:
     elif recipe.train_file:
         corpus = read_files(recipe)
     else:
-        corpus = base.read_hub(recipe, INSTEAD)
-    return base.limit(corpus, recipe)
+        corpus = tasks.read_hub(recipe, INSTEAD)
+    return tasks.limit(corpus, recipe)
 
 
 def read_parallel(folder: Path, source: str, target: str) -> datasets.DatasetDict:
@@ -132,7 +132,7 @@ def read_lines(path: Path) -> list[str]:
 
 def read_files(recipe: RecipeArguments) -> datasets.DatasetDict:
     """Files with a `translation` column (in CSV: as JSON), or with one column per language."""
-    corpus = base.read_files(recipe.files)
+    corpus = tasks.read_files(recipe.files)
     for split, data in corpus.items():
         corpus[split] = data.map(
             lambda row: {"translation": as_pair(row, recipe, recipe.files[str(split)])},  # noqa: B023
@@ -175,14 +175,14 @@ def tokenize(corpus: datasets.DatasetDict, tokenizer, prefix: str, recipe: Recip
 
 def load_model(recipe: RecipeArguments) -> PreTrainedModel:
     name = recipe.model_name_or_path
-    config = base.from_hub(name, lambda: AutoConfig.from_pretrained(name), INSTEAD)
+    config = tasks.from_hub(name, lambda: AutoConfig.from_pretrained(name), INSTEAD)
     if recipe.dropout is not None:
         if not 0.0 <= recipe.dropout < 1.0:
             raise RecipeError(f"dropout must lie in [0, 1), got {recipe.dropout}. Pass 0 to retrain without dropout.")
         for key in ("dropout_rate", "dropout", "attention_dropout", "activation_dropout"):
             if key in config.to_dict():
                 setattr(config, key, recipe.dropout)
-    return base.from_hub(name, lambda: AutoModelForSeq2SeqLM.from_pretrained(name, config=config), INSTEAD)
+    return tasks.from_hub(name, lambda: AutoModelForSeq2SeqLM.from_pretrained(name, config=config), INSTEAD)
 
 
 def set_languages(model: PreTrainedModel, tokenizer, recipe: RecipeArguments) -> None:
@@ -227,12 +227,12 @@ def source_prefix(model: PreTrainedModel, recipe: RecipeArguments) -> str:
 def load_task(recipe: RecipeArguments, args: SparseSoupTrainingArguments) -> Task:
     corpus = load_corpus(recipe)
     if recipe.demo:
-        recipe.model_name_or_path = base.demo_model(
+        recipe.model_name_or_path = tasks.demo_model(
             recipe, args, lambda: demo_task(corpus, recipe, args), demo_optimizer
         )
     model = load_model(recipe)
     name = recipe.model_name_or_path
-    tokenizer = base.from_hub(name, lambda: AutoTokenizer.from_pretrained(name), INSTEAD)
+    tokenizer = tasks.from_hub(name, lambda: AutoTokenizer.from_pretrained(name), INSTEAD)
     set_languages(model, tokenizer, recipe)
     limit_generation(model)
     task = make_task(model, tokenizer, tokenize(corpus, tokenizer, source_prefix(model, recipe), recipe))
@@ -260,4 +260,4 @@ def make_task(model, tokenizer, data: datasets.DatasetDict) -> Task:
 
 
 if __name__ == "__main__":
-    base.run(sys.argv[1:], __file__, RecipeArguments, load_task)
+    tasks.run(sys.argv[1:], __file__, RecipeArguments, load_task)

@@ -13,11 +13,12 @@ from huggingface_hub.errors import HTTPError
 from transformers.utils import logging
 
 from .choices import nearest
-from .hub import pack, push_to_hub, unpack
-from .hub.folders import weight_paths
+from .compact import pack, unpack
+from .compact.folders import weight_paths
+from .compact.rescue import rescue
+from .hub import push_to_hub
 from .hub.inspection import describe_folder
 from .hub.push import check_folder, files_to_push, weight_sizes
-from .hub.rescue import rescue
 
 PLAN = "Tell what a run will cost before it starts: trainings, time, disk, memory."
 
@@ -136,11 +137,11 @@ def _plan(args: argparse.Namespace) -> None:
     # Here, so that the other commands start without what training needs.
     from transformers import HfArgumentParser
 
-    from .hub import load
+    from .compact import load
     from .training import SparseSoupTrainer, SparseSoupTrainingArguments
-    from .training.planning import plan_lines
-    from .training.timing import plan_model
-    from .training.weights import no_progress_bars
+    from .training.cost.lines import forecast_lines
+    from .training.cost.measure import forecast_model
+    from .training.masked.checkpoints import no_progress_bars
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -166,7 +167,7 @@ def _plan(args: argparse.Namespace) -> None:
     weights = {path.name for path in folder.glob("*.safetensors*")}
     others = sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name not in weights)
     with no_progress_bars():
-        cost = plan_model(
+        cost = forecast_model(
             load(folder),
             training,
             SparseSoupTrainer,
@@ -175,7 +176,7 @@ def _plan(args: argparse.Namespace) -> None:
             options.sequence_length,
             others,
         )
-    for line in plan_lines(cost):
+    for line in forecast_lines(cost):
         print(line)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datasets import Dataset, DatasetDict
 
-from .grammar import Pair, sentence_pairs
+from .grammar.pairs import Pair, sentence_pairs
 
 
 def demo_corpus(num_train: int = 16000, num_validation: int = 256, num_test: int = 400, seed: int = 0) -> DatasetDict:

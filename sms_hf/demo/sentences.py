@@ -11,10 +11,10 @@ from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from . import lexicon as lex
-from .clauses import third_person
 from .corpus import demo_corpus
-from .sampler import Sampler
+from .grammar import lexicon as lex
+from .grammar.clauses import third_person
+from .grammar.sampler import Sampler
 
 JUDGEMENTS = ("correct", "wrong")
 """Labels of [`demo_judgements`]: wrong is a sentence with a verb that does not agree with its subject."""

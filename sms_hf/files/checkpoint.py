@@ -71,6 +71,10 @@ class Checkpoint:
             return self._file_of[name].get_tensor(name)
         return self._file_of[name].get_slice(name)[start:stop]
 
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor."""
+        return self.rows(name, 0, self.shapes[name][0] if self.shapes[name] else 1)
+
     def __enter__(self) -> "Checkpoint":
         return self
 

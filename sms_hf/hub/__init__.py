@@ -1,10 +1,6 @@
-"""Sparse checkpoints in and out. Importing it teaches `from_pretrained` to read compact files."""
+"""Sparse models on the Hub: lineage, model card, upload, and what a folder holds."""
 
-from . import quantizer as quantizer
-from .compact_file import CompactFile
-from .folders import pack, unpack
-from .loading import load
-from .mask_codings import CompactError
+from .inspection import describe_folder
 from .push import push_to_hub
 
-__all__ = ["CompactError", "CompactFile", "load", "pack", "push_to_hub", "unpack"]
+__all__ = ["describe_folder", "push_to_hub"]

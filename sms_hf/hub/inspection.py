@@ -1,18 +1,19 @@
 """What lies in a model folder: per tensor its shape, sparsity, pattern and bytes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
+from ..compact.compact_file import CompactFile
+from ..compact.folders import compact_files, has_compact, has_dense, read_config, weight_paths
+from ..compact.mask_codings import find_nm
 from ..files.checkpoint import DTYPES, Checkpoint
 from ..files.folder import LINEAGE, MASKS, find_file, read_json
+from ..report.schema import read_lineage
 from ..sparsity.masks import Masks
-from .compact_file import CompactFile
-from .folders import compact_files, has_compact, has_dense, read_config, weight_paths
-from .mask_codings import find_nm
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def _dense_rows(folder: Path) -> Iterator[Row]:
     with Checkpoint(folder) as checkpoint:
         for name, shape in checkpoint.shapes.items():
             dtype = DTYPES[checkpoint.dtypes[name]]
-            weight = checkpoint.rows(name, 0, shape[0] if shape else 1)
+            weight = checkpoint.tensor(name)
             sparsity, pattern = None, ""
             if dtype.is_floating_point and len(shape) > 1:
                 mask = (weight != 0).numpy()
@@ -93,22 +94,22 @@ def _summary(folder: Path, rows: list[Row]) -> Iterator[str]:
     if forms["compact"] and forms["dense"]:
         yield f"dense form: {sum(path.stat().st_size for path in weight_paths(folder) if path.is_file()):,} bytes"
     if find_file(folder, MASKS):
-        masks = Masks.load(folder / MASKS)
+        masks = Masks.of(folder)
         yield f"masks: {masks.sparsity():.4%} of {masks.num_weights:,} weights removed, fingerprint {masks.fingerprint()[:16]}"
 
 
 def _lineage(folder: Path) -> Iterator[str]:
     if find_file(folder, LINEAGE) is None:
         return
-    lineage = read_json(folder / LINEAGE)
+    read_json(folder / LINEAGE)  # One that is cut is an error.
     try:
-        yield from _lineage_lines(lineage)
+        yield from _lineage_lines(read_lineage(folder))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         # The weights were shown; this is from another version, or by another hand.
         yield f"lineage: {LINEAGE} is not as sms_hf writes it ({type(error).__name__}: {error})"
 
 
-def _lineage_lines(lineage: dict[str, Any]) -> list[str]:
+def _lineage_lines(lineage: Mapping[str, Any]) -> list[str]:
     lines = [f"made by sms_hf {lineage['versions']['sms_hf']} from {lineage['parent']['name'] or 'a local model'}"]
     for phase in lineage["phases"]:
         soup = phase["soup"]

@@ -10,11 +10,10 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..report.schema import LINEAGE_FORMAT, Lineage, Report
 from ..sparsity.masks import Masks
 
-FORMAT = "sms_hf.sparse_soup.v1"
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)  # Of a repository.
-_LOCAL = ("original_schedule",)  # May be a path of the machine that made the model.
 
 
 def is_repo_name(name: str) -> bool:
@@ -35,18 +34,18 @@ def cached_revision(name: str | None) -> str | None:
 
 
 def make_lineage(
-    report: Mapping[str, Any],
+    report: Report,
     masks: Masks,
     parent: str | None = None,
     revision: str | None = None,
     test: Mapping[str, Any] | None = None,
     measured: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> Lineage:
     """
     The lineage of a finished run. [`format_report`] takes it for a report.
 
     Args:
-        report (`Mapping`): What `report.json` holds.
+        report ([`Report`]): What `report.json` holds.
         masks ([`Masks`]): Of the final model.
         parent (`str`, *optional*): Name of the model that was pruned. A folder is not named: it means nothing elsewhere.
         revision (`str`, *optional*): Commit of the parent.
@@ -54,12 +53,12 @@ def make_lineage(
         measured (`Mapping`, *optional*): Speed, and the machine that it was measured on.
 
     Returns:
-        `dict`: JSON values.
+        [`Lineage`]: JSON values.
     """
     settings = report["settings"]
     is_local = parent is None or not is_repo_name(parent) or os.path.isdir(parent)
     return {
-        "format": FORMAT,
+        "format": LINEAGE_FORMAT,
         "parent": {"name": None if is_local else parent, "revision": None if is_local else revision},
         "model": {key: settings["model"][key] for key in ("class", "num_parameters")},
         "metric": report["metric"],
@@ -68,7 +67,7 @@ def make_lineage(
         "mask_fingerprint": masks.fingerprint(),
         "sparsity_per_tensor": masks.sparsity_per_tensor(),
         "dense": report["dense"],
-        "arguments": {key: value for key, value in settings["arguments"].items() if key not in _LOCAL},
+        "arguments": {key: value for key, value in settings["arguments"].items() if not _is_path(value)},
         "num_examples": settings["num_examples"],
         "plan": settings["plan"],
         "phases": [_phase(phase) for phase in report["phases"]],
@@ -76,6 +75,11 @@ def make_lineage(
         "measured": dict(measured) if measured else None,
         "versions": settings["versions"],
     }
+
+
+def _is_path(value: Any) -> bool:
+    """A path of the machine that made the model: nobody else's business."""
+    return isinstance(value, str) and (os.path.isabs(value) or os.path.exists(value))
 
 
 def _phase(phase: Mapping[str, Any]) -> dict[str, Any]:

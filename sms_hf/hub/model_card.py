@@ -1,6 +1,5 @@
 """The model card: what the Hub shows, made from the lineage."""
 
-import re
 from collections.abc import Collection, Mapping
 from string import Template
 from typing import Any
@@ -11,6 +10,7 @@ from tabulate import tabulate
 
 from ..files.folder import FIGURE
 from ..report.table import describe, format_report
+from ..report.text import plain
 from .lineage import is_repo_name
 
 BEGIN = "<!-- sms_hf: from here to the end mark, text is written anew at every push; text outside is kept -->"
@@ -118,20 +118,20 @@ def make_card(
     compact = [file for file in files if ".sparse" in file]
     test = lineage.get("test") or {}
     text = _TEXT.substitute(
-        name=_plain(name),
+        name=plain(name),
         sparsity=f"{100 * lineage['sparsity']:.4g} %",
         model_sparsity=f"{100 * lineage['model_sparsity']:.4g} %",
-        model_class=_plain(model_class),
+        model_class=plain(model_class),
         origin=_origin(parent),
         phases="one phase" if len(lineage["phases"]) == 1 else f"{len(lineage['phases'])} phases",
         made=_made(last),
         load=_load(load_from or name, lineage, bool(dense), bool(compact)),
-        metric=_plain(metric),
+        metric=plain(metric),
         tested=", and on the test set, which no choice has seen" if test else "",
         table=format_report(lineage, test, style="github"),
         figure=f"\n![Scores of each phase]({FIGURE})\n" if figure else "",
         files=tabulate(
-            [[f"`{_plain(n)}`", f"{size / 1e6:.2f} MB"] for n, size in files.items()], ["file", "size"], "github"
+            [[f"`{plain(n)}`", f"{size / 1e6:.2f} MB"] for n, size in files.items()], ["file", "size"], "github"
         ),
         compact="`*.sparse.safetensors` holds the same weights in less room: kept values and a mask."
         if compact
@@ -212,7 +212,7 @@ def _load(name: str, lineage: Mapping[str, Any], dense: bool, compact: bool) -> 
     }
     model_class = lineage["model"]["class"]
     task = next((task for end, task in TASKS.items() if model_class.endswith(end)), "")
-    words = {"name": _plain(name), "auto": auto.get(task, _plain(model_class))}
+    words = {"name": plain(name), "auto": auto.get(task, plain(model_class))}
     parts = [_LOAD_DENSE.substitute(words)] if dense else []
     if compact:
         parts.append(
@@ -227,7 +227,7 @@ def _origin(parent: str | None) -> str:
     if not parent:
         return "a dense model"
     # Whoever pushes a folder may not be who wrote its lineage.
-    return f"[{parent}](https://huggingface.co/{parent})" if is_repo_name(parent) else _plain(parent)
+    return f"[{parent}](https://huggingface.co/{parent})" if is_repo_name(parent) else plain(parent)
 
 
 def _made(phase: Mapping[str, Any]) -> str:
@@ -251,30 +251,24 @@ def _settings(lineage: Mapping[str, Any], last: Mapping[str, Any]) -> str:
         "soup_method",
         "num_train_epochs",
     )
-    rows = [[f"`{key}`", _plain(lineage["arguments"][key])] for key in chosen if key in lineage["arguments"]]
+    rows = [[f"`{key}`", plain(lineage["arguments"][key])] for key in chosen if key in lineage["arguments"]]
     candidates = ", ".join(
-        describe({_plain(k): _plain(v) for k, v in c["overrides"].items()}) for c in last["candidates"]
+        describe({plain(k): plain(v) for k, v in c["overrides"].items()}) for c in last["candidates"]
     )
     rows.append(["candidates of the last phase", candidates])
-    rows += [[f"rows of `{_plain(key)}`", f"{count:,}"] for key, count in lineage["num_examples"].items() if count]
+    rows += [[f"rows of `{plain(key)}`", f"{count:,}"] for key, count in lineage["num_examples"].items() if count]
     if lineage["parent"]["revision"]:
-        rows.append(["revision of the base model", f"`{_plain(lineage['parent']['revision'])}`"])
-    rows.append(["versions", ", ".join(f"{_plain(k)} {_plain(v)}" for k, v in lineage["versions"].items())])
+        rows.append(["revision of the base model", f"`{plain(lineage['parent']['revision'])}`"])
+    rows.append(["versions", ", ".join(f"{plain(k)} {plain(v)}" for k, v in lineage["versions"].items())])
     return tabulate(rows, ["setting", "value"], "github")
 
 
 def _speed(measured: Mapping[str, Any] | None) -> str:
     if not measured:
         return ""
-    loads = ", ".join(f"{_plain(form)} {seconds:.2f} s" for form, seconds in measured["load_seconds"].items())
+    loads = ", ".join(f"{plain(form)} {seconds:.2f} s" for form, seconds in measured["load_seconds"].items())
     return (
-        f"\nMeasured on {_plain(measured['machine'])}: loading {loads} (files in the page cache); evaluating "
+        f"\nMeasured on {plain(measured['machine'])}: loading {loads} (files in the page cache); evaluating "
         f"{measured['samples_per_second']:.0f} examples a second in batches of {measured['batch_size']:d}. Zeros alone do not "
         "make a matrix product faster.\n"
     )
-
-
-def _plain(value: Any) -> str:
-    """Text that cannot leave its place in Markdown: one line, no markup, no table cells, no HTML."""
-    text = re.sub(r"\s+", " ", str(value))
-    return re.sub(r"[|<>`\[\]*\\!#\"]", lambda m: {"<": "&lt;", ">": "&gt;"}.get(m[0], ""), text)[:200]

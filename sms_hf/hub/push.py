@@ -8,11 +8,20 @@ from typing import Any, TypeVar
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, RepositoryNotFoundError
 
+from ..compact.compact_file import CompactFile
+from ..compact.folders import (
+    COMPACT_INDEX,
+    compact_files,
+    compact_paths,
+    has_compact,
+    has_dense,
+    read_config,
+    weight_paths,
+)
 from ..files.checkpoint import Checkpoint
-from ..files.folder import CARD, FIGURE, LINEAGE, MASKS, WEIGHTS, CheckpointError, find_file, other_files, read_json
+from ..files.folder import CARD, FIGURE, LINEAGE, MASKS, WEIGHTS, CheckpointError, find_file, other_files
+from ..report.schema import read_lineage
 from ..sparsity.masks import Masks, check_zeros
-from .compact_file import CompactFile
-from .folders import COMPACT_INDEX, compact_files, compact_paths, has_compact, has_dense, read_config, weight_paths
 from .model_card import make_card, merge_cards
 
 T = TypeVar("T")
@@ -90,12 +99,12 @@ def check_folder(folder: Path) -> None:
         raise CheckpointError(
             f"Expected {WEIGHTS} or a compact file in {folder}, found none. Push a folder with a model."
         )
-    masks: Mapping[str, Any] = Masks.load(folder / MASKS) if find_file(folder, MASKS) else {}
+    masks: Mapping[str, Any] = Masks.of(folder) if find_file(folder, MASKS) else {}
     if has_dense(folder):
         with Checkpoint(folder) as checkpoint:
             for name, shape in checkpoint.shapes.items():
                 if name in masks and masks[name].shape == shape:
-                    check_zeros(name, checkpoint.rows(name, 0, shape[0]), masks[name])
+                    check_zeros(name, checkpoint.tensor(name), masks[name])
             if has_compact(folder):
                 _check_alike(folder, checkpoint)
     elif has_compact(folder):
@@ -112,10 +121,9 @@ def _check_alike(folder: Path, checkpoint: Checkpoint) -> None:
         with CompactFile(path) as file:
             for name, stored in file.tensors.items():
                 seen.add(name)
-                if checkpoint.shapes.get(name) == stored.shape:
-                    rows = stored.shape[0] if stored.shape else 1
-                    if bool((file.read(name) == checkpoint.rows(name, 0, rows)).all()):
-                        continue
+                alike = checkpoint.shapes.get(name) == stored.shape
+                if alike and bool((file.read(name) == checkpoint.tensor(name)).all()):
+                    continue
                 raise CheckpointError(
                     f"Both forms of the weights in {folder} must be the same model, but {name!r} differs. Write the compact "
                     "form anew: sms_hf.pack(folder)."
@@ -141,7 +149,7 @@ def _card(folder: Path, repo_id: str, there: str | None, metadata: Mapping[str, 
     there = there or (own.read_text(encoding="utf-8") if own else None)
     if find_file(folder, LINEAGE) is None:
         return there
-    lineage = read_json(folder / LINEAGE)
+    lineage = read_lineage(folder)
     new = make_card(lineage, repo_id, weight_sizes(folder), find_file(folder, FIGURE) is not None, **metadata)
     return merge_cards(new, there, metadata)
 

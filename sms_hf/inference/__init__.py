@@ -1,5 +1,5 @@
 """Smaller models out of sparse ones."""
 
-from .compaction import Change, Compaction, compact, plan_compaction
+from .shrinking import Change, Shrinking, plan_shrinking, shrink
 
-__all__ = ["Change", "Compaction", "compact", "plan_compaction"]
+__all__ = ["Change", "Shrinking", "plan_shrinking", "shrink"]

@@ -1,10 +1,11 @@
 """The table at the end of a run."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
+
+from .text import escaped
 
 MARKDOWN = ("github", "pipe")
 """Styles in which a cell is markup to whoever shows it."""
@@ -82,8 +83,8 @@ def _ingredients(names: Sequence[str]) -> str:
 
 
 def _cell(value: Any, style: str) -> Any:
-    """Text on one line, in Markdown without markup: entities, because parsers differ in what a backslash escapes."""
+    """Text on one line, in Markdown without markup."""
     if not isinstance(value, str):
         return value
     value = " ".join(value.split())
-    return re.sub(r"[&|<>`\[\]*\\!#~$]", lambda m: f"&#{ord(m[0])};", value) if style in MARKDOWN else value
+    return escaped(value) if style in MARKDOWN else value

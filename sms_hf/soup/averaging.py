@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -51,24 +52,79 @@ def average_checkpoints(
         MaskError: If their masks differ, or a pruned weight of one of them is not zero.
     """
     folders, output = [Path(folder) for folder in folders], Path(output)
-    shares = _shares(len(folders), weights)
     if output.resolve() in [folder.resolve() for folder in folders]:
         raise ValueError(f"output must be a folder of its own, got {output}, which is one of the folders to average.")
-    with ExitStack() as stack:
-        checkpoints = [stack.enter_context(Checkpoint(folder)) for folder in folders]
-        _check_alike(checkpoints)
-        masks = union_masks(folders) if union_of_masks else common_masks(folders)
+    with Average(folders, weights, union_of_masks=union_of_masks) as average:
         output.mkdir(parents=True, exist_ok=True)
-        first = checkpoints[0]
-        write_streamed(output / WEIGHTS, first.shapes, first.dtypes, _averaged(checkpoints, shares, masks))
+        write_streamed(
+            output / WEIGHTS, average.shapes, average.dtypes, chain.from_iterable(map(average.pieces, average.shapes))
+        )
     for path in folders[0].iterdir():
         if path.is_file() and path.suffix in (".json", ".model", ".spm", ".txt", ".jinja") and "index" not in path.name:
             shutil.copyfile(path, output / path.name)
-    if masks is not None:
-        masks.save(output / MASKS)
+    if average.masks is not None:
+        average.masks.save(output / MASKS)
     else:
         (output / MASKS).unlink(missing_ok=True)
     return output
+
+
+class Average:
+    """
+    The average of model folders, computed where it is read, with the names and shapes of a [`Checkpoint`].
+
+    Use it as a context manager. Arguments and errors: those of [`average_checkpoints`].
+
+    Attributes:
+        shapes (`dict[str, tuple[int, ...]]`), dtypes (`dict[str, str]`): As in [`Checkpoint`].
+        masks ([`Masks`], *optional*): Of the average; `None` where the folders have none.
+    """
+
+    def __init__(
+        self, folders: Sequence[str | Path], weights: Sequence[float] | None = None, *, union_of_masks: bool = False
+    ):
+        folders = [Path(folder) for folder in folders]
+        self._shares = _shares(len(folders), weights)
+        with ExitStack() as stack:
+            self._checkpoints = [stack.enter_context(Checkpoint(folder)) for folder in folders]
+            _check_alike(self._checkpoints)
+            self.masks = union_masks(folders) if union_of_masks else common_masks(folders)
+            self._stack = stack.pop_all()
+        self.folder = folders[0]
+        self.shapes, self.dtypes = self._checkpoints[0].shapes, self._checkpoints[0].dtypes
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole averaged tensor."""
+        pieces = [torch.empty(0, dtype=DTYPES[self.dtypes[name]]), *(piece.reshape(-1) for piece in self.pieces(name))]
+        return torch.cat(pieces).reshape(self.shapes[name])
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """An averaged tensor in pieces of some rows, in order; pruned weights are checked on the way."""
+        checkpoints, dtype = self._checkpoints, DTYPES[self.dtypes[name]]
+        shape, mask = self.shapes[name], None if self.masks is None else self.masks.get(name)
+        zeros, mismatched = [0] * len(checkpoints), 0
+        for start, stop in row_pieces(shape):
+            parts = [checkpoint.rows(name, start, stop) for checkpoint in checkpoints]
+            if mask is not None:
+                for part in parts:
+                    check_zeros(name, part, mask[start:stop], start)
+            elif dtype.is_floating_point and len(shape) > 1:
+                patterns = [part == 0 for part in parts]
+                zeros = [count + int(pattern.sum()) for count, pattern in zip(zeros, patterns, strict=True)]
+                mismatched += sum(int((pattern != patterns[0]).sum()) for pattern in patterns[1:])
+            yield _mean(parts, self._shares, dtype)
+        count = torch.Size(shape).numel()
+        if mismatched > CHANCE * count and max(zeros) > SPARSE * count:
+            raise MaskError(
+                f"{name!r} is sparse, but its zeros differ between the folders at {mismatched} places. Their average would "
+                f"be denser than each of them: average candidates of one phase, or put their {MASKS} beside the weights."
+            )
+
+    def __enter__(self) -> "Average":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._stack.close()
 
 
 def common_masks(folders: Sequence[Path]) -> Masks | None:
@@ -105,7 +161,7 @@ def union_masks(folders: Sequence[Path]) -> Masks:
     Raises:
         MaskError: If a folder has no masks, or they cover other tensors.
     """
-    masks = [Masks.load(folder / MASKS) for folder in folders]
+    masks = [Masks.of(folder) for folder in folders]
     for folder, other in zip(folders, masks, strict=True):
         if list(other) != list(masks[0]):
             raise MaskError(
@@ -146,29 +202,6 @@ def _check_alike(checkpoints: Sequence[Checkpoint]) -> None:
         raise CheckpointError(
             f"Cannot average tensors of dtype {sorted(unknown)} in {first.folder}; known: {sorted(DTYPES)}."
         )
-
-
-def _averaged(checkpoints: Sequence[Checkpoint], shares: Sequence[float], masks: Masks | None) -> Iterator[Tensor]:
-    """The pieces of the averaged tensors, in the order of the first checkpoint."""
-    for name, shape in checkpoints[0].shapes.items():
-        dtype = DTYPES[checkpoints[0].dtypes[name]]
-        zeros, mismatched = [0] * len(checkpoints), 0
-        for start, stop in row_pieces(shape):
-            parts = [checkpoint.rows(name, start, stop) for checkpoint in checkpoints]
-            if masks is not None and name in masks:
-                for part in parts:
-                    check_zeros(name, part, masks[name][start:stop], start)
-            elif dtype.is_floating_point and len(shape) > 1:
-                patterns = [part == 0 for part in parts]
-                zeros = [count + int(pattern.sum()) for count, pattern in zip(zeros, patterns, strict=True)]
-                mismatched += sum(int((pattern != patterns[0]).sum()) for pattern in patterns[1:])
-            yield _mean(parts, shares, dtype)
-        count = torch.Size(shape).numel()
-        if mismatched > CHANCE * count and max(zeros) > SPARSE * count:
-            raise MaskError(
-                f"{name!r} is sparse, but its zeros differ between the folders at {mismatched} places. Their average would "
-                f"be denser than each of them: average candidates of one phase, or put their {MASKS} beside the weights."
-            )
 
 
 def _mean(parts: Sequence[Tensor], shares: Sequence[float], dtype: torch.dtype) -> Tensor:

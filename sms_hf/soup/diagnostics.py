@@ -1,8 +1,7 @@
 """How candidates lie to each other, and what a mask could save. Folders are read in pieces, as for averaging."""
 
 import math
-import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,7 +15,7 @@ from ..files.checkpoint import DTYPES, Checkpoint
 from ..files.folder import CheckpointError
 from ..sparsity.masks import MaskError, Masks
 from ..sparsity.prunable import matrix_dims
-from .averaging import average_checkpoints, row_pieces
+from .averaging import row_pieces
 
 MARGIN = 0.01
 """A middle counts as worse when its loss on one batch exceeds that of both ends by more than this fraction."""
@@ -122,44 +121,6 @@ def subsets(names: Sequence[str], sizes: Sequence[int]) -> list[tuple[str, ...]]
 def barrier(loss_first: float, loss_middle: float, loss_second: float) -> float:
     """`L(mid) - (L_1 + L_2) / 2`: above 0 where the middle of two models is worse than they are on average."""
     return loss_middle - (loss_first + loss_second) / 2
-
-
-def loss_along_line(
-    first: str | Path, second: str | Path, loss: Callable[[Path], float], output: str | Path, points: int = 11
-) -> list[tuple[float, float]]:
-    """
-    Loss of `(1 - a) first + a second` for `points >= 2` values of `a` from 0 to 1.
-
-    Args:
-        first, second (`str` or `Path`): Model folders that share one mask.
-        loss (`Callable[[Path], float]`): Model folder -> its loss.
-        output (`str` or `Path`): Where to put the models in between, one at a time; must not exist, and is removed at the
-            end.
-
-    Returns:
-        `list[tuple[float, float]]`: `(a, loss)`.
-
-    Raises:
-        ValueError: For fewer than two points, or an `output` that exists.
-        CheckpointError, MaskError: As in [`average_checkpoints`].
-    """
-    if points < 2:
-        raise ValueError(f"points must be at least 2, got {points}. Both ends are points of the line.")
-    if Path(output).exists():
-        raise ValueError(
-            f"output must not exist yet, because it is removed at the end, got {output}. Pass a new folder."
-        )
-    try:
-        shares = [i / (points - 1) for i in range(points)]
-        return [(a, loss(average_checkpoints([first, second], output, [1 - a, a]))) for a in shares]
-    finally:
-        shutil.rmtree(output, ignore_errors=True)
-
-
-def max_barrier(line: Sequence[tuple[float, float]]) -> float:
-    """`max_a [L(a) - (1 - a) L(0) - a L(1)]` of what [`loss_along_line`] gives; at least 0 (the ends)."""
-    start, end = line[0][1], line[-1][1]
-    return max(loss - (1 - a) * start - a * end for a, loss in line)
 
 
 @dataclass(frozen=True)

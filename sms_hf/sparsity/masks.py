@@ -9,10 +9,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..files.folder import MASKS, find_file
+from ..files.writing import whole_file
 
 FORMAT = "sms_hf.masks.v1"
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "base_model.model.", ".base_layer")
@@ -39,6 +40,11 @@ class Masks(Mapping[str, Tensor]):
                 raise MaskError(f"Mask of {name!r} must be a bool tensor, got {mask.dtype}. True means kept.")
         self._masks = {name: mask.detach().cpu() for name, mask in masks.items()}
         self._fingerprint: str | None = None
+
+    @classmethod
+    def all_kept(cls, weights: Mapping[str, Tensor]) -> "Masks":
+        """Masks of these weights before anything is removed."""
+        return cls({name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()})
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
@@ -142,10 +148,14 @@ class Masks(Mapping[str, Tensor]):
         shapes = {name: list(mask.shape) for name, mask in self.items()}
         # One entry: safetensors writes several in random order, and equal masks should be equal files.
         header = json.dumps({"shapes": shapes, "fingerprint": self.fingerprint()})
-        partial = Path(f"{path}.partial")
-        partial.unlink(missing_ok=True)  # A link would lead the writer elsewhere.
-        save_file({name: _pack(mask) for name, mask in self.items()}, partial, metadata={FORMAT: header})
-        partial.replace(path)
+        packed = {name: _pack(mask) for name, mask in self.items()}
+        with whole_file(Path(path)) as file:
+            file.write(save(packed, metadata={FORMAT: header}))
+
+    @classmethod
+    def of(cls, folder: str | Path) -> "Masks":
+        """The masks that lie in a model folder; errors as in [`Masks.load`]."""
+        return cls.load(Path(folder) / MASKS)
 
     @classmethod
     def load(cls, path: str | Path) -> "Masks":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 # Linear maps that are no `nn.Linear`: GPT-2's Conv1D is a matrix stored `(in, out)`. Named instead of imported, because
-# this room knows torch alone.
+# this package knows torch alone.
 LINEAR_CLASSES = ("torch.nn.modules.linear.Linear", "transformers.pytorch_utils.Conv1D")
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Parts of a name that mark weights whose role is to route or to summarise, not to compute: pruned only on request.

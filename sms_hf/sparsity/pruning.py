@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from ..choices import check_choice
 from .allocation import SCOPES
-from .criteria import CRITERIA, score_of
+from .calibration import Calibration, observe
+from .criteria import CRITERIA, Criterion, Seen, criterion_of, score_of
 from .masks import Masks
 from .patterns import UNSTRUCTURED, input_dims, parse_nm, pattern_sparsity, select_nm, select_units
 from .prunable import find_prunable
@@ -29,13 +30,14 @@ def prune(
     sparsity: float,
     *,
     scope: str = "global",
-    criterion: str | Score = "magnitude",
+    criterion: str | Score | Criterion = "magnitude",
     pattern: str = UNSTRUCTURED,
     target_modules: str | list[str] | None = None,
     exclude_modules: str | list[str] | None = None,
     max_sparsity_per_layer: float | None = None,
     within: Masks | None = None,
     seed: int = 0,
+    calibration: Calibration | None = None,
 ) -> Masks:
     """
     Prune a model in place: choose masks and set the pruned weights to exactly `0.0`.
@@ -55,8 +57,10 @@ def prune(
             - `"uniform+"`: the first prunable tensor stays dense, the last loses at most 80 %, the others the same
               fraction (Gale et al. 2019; what is first and last in a Transformer is our assumption).
         criterion (`str` or `Callable`, *optional*, defaults to `"magnitude"`): `"magnitude"` removes the smallest `|w|`
-            (Han et al. 2015), `"random"` any, other rows of `CRITERIA` or a function `(tensor name, start, piece of the
-            flat tensor from start) -> scores` (non-negative, float32, of the piece's length) whatever scores lowest.
+            (Han et al. 2015), `"random"` any, `"wanda"` the smallest `|w|` times the norm of what it is multiplied with,
+            `"taylor"` those that the loss depends on least; other rows of `CRITERIA`, a [`Criterion`] or a function
+            `(tensor name, start, piece of the flat tensor from start) -> scores` (non-negative, float32, of the piece's
+            length) whatever scores lowest.
         pattern (`str`, *optional*, defaults to `"unstructured"`): Other patterns than the default need
             `scope="uniform"`, and then
 
@@ -72,13 +76,16 @@ def prune(
         within (`Masks`, *optional*): Masks of an earlier phase; what they removed stays removed. Defaults to the exact
             zeros of the prunable weights.
         seed (`int`, *optional*, defaults to 0): For `criterion="random"`.
+        calibration (`Callable`, *optional*): For `"wanda"` and `"taylor"`: model -> the loss of each of a few batches,
+            `lambda model: (model(**batch).loss for batch in batches)`.
 
     Returns:
         [`Masks`]: Parameter name -> bool tensor of its shape, `True` = kept.
 
     Raises:
         ValueError: For a sparsity outside `[0, 1)` or lower than the model's own, a scope, criterion or pattern that is
-            unknown or does not go with the others, nothing to prune, NaN or infinite weights. The model is unchanged then.
+            unknown or does not go with the others, calibration batches that are missing, nothing to prune, NaN or
+            infinite weights. The model is unchanged then.
     """
     check_sparsity("sparsity", sparsity)
     check_options(scope, criterion, max_sparsity_per_layer, pattern)
@@ -87,15 +94,22 @@ def prune(
     weights = _weights_of(model, groups, target_modules, exclude_modules)
     _check_within(within, weights)
     alive = within if within is not None else {n: w.detach() != 0 for n, w in weights.items() if not w.all()}
+    dims = {} if groups else input_dims(model, weights)
+    seen = Seen(
+        seed=seed,
+        sums=observe(model, weights, criterion_of(criterion), calibration),
+        input_dims={name: dim for name, dim in dims.items() if dim is not None},
+        shapes={name: tuple(weight.shape) for name, weight in weights.items()},
+    )
+    score = score_of(criterion, seen)
     if pattern == UNSTRUCTURED:
-        chosen = select(weights, alive, sparsity, scope=scope, criterion=criterion, seed=seed, limit=limit)
+        chosen = SCOPES[scope](weights, alive, sparsity, limit, score)
     else:
         _check_limit(pattern, sparsity, limit)
-        score = score_of(criterion, seed)
         if groups:
             chosen = select_units(groups, weights, alive, sparsity, score)
         else:
-            chosen = select_nm(weights, input_dims(model, weights), alive, sparsity, pattern, score)
+            chosen = select_nm(weights, dims, alive, sparsity, pattern, score)
     masks = Masks(chosen)
     if within is not None and not masks.is_within(within):
         raise ValueError(
@@ -130,7 +144,7 @@ def select(
     sparsity: float,
     *,
     scope: str = "global",
-    criterion: str | Score = "magnitude",
+    criterion: str | Score | Criterion = "magnitude",
     seed: int = 0,
     limit: float = 1.0,
 ) -> dict[str, Tensor]:
@@ -145,10 +159,12 @@ def select(
         limit (`float`, *optional*, defaults to 1.0): Highest sparsity of any tensor, in `(0, 1]`.
     """
     check_options(scope, criterion, limit)
-    return SCOPES[scope](weights, alive, sparsity, limit, score_of(criterion, seed))
+    return SCOPES[scope](weights, alive, sparsity, limit, score_of(criterion, Seen(seed)))
 
 
-def check_options(scope: str, criterion: str | Score, limit: float | None, pattern: str = UNSTRUCTURED) -> None:
+def check_options(
+    scope: str, criterion: str | Score | Criterion, limit: float | None, pattern: str = UNSTRUCTURED
+) -> None:
     """Raise `ValueError` for options outside their tables, a limit (if any) outside `(0, 1]`, or what does not combine."""
     if isinstance(criterion, str):
         check_choice("pruning_criterion", criterion, sorted(CRITERIA))
@@ -165,7 +181,7 @@ def check_options(scope: str, criterion: str | Score, limit: float | None, patte
         )
 
 
-def _exists(scope: str, criterion: str | Score, pattern: str) -> bool:
+def _exists(scope: str, criterion: str | Score | Criterion, pattern: str) -> bool:
     if pattern == UNSTRUCTURED:
         return scope != "lamp" or criterion == "magnitude"
     return scope == "uniform" and (pattern not in STRUCTURES or criterion in ("magnitude", "random"))

@@ -1,22 +1,22 @@
 """The user's options: Trainer's own, and a few flat fields."""
 
 import json
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, cast, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from ..choices import check_choice
-from ..hub.folders import FORMATS
-from ..soup.recipes import SOUP_METHODS
+from ..compact.folders import FORMATS
+from ..soup.ingredients import SOUP_METHODS
 from ..sparsity.pruning import CRITERIA, SCOPES, check_options, pattern_sparsity
 from ..sparsity.schedules import RETRAIN_SCHEDULES
-from .candidates import Phase, vary_candidates
-from .fanout import Processes
-from .groups import defer_sharding_, wants_sharding
-from .launch import join_processes
-from .learning_rate import check_schedule
-from .methods import METHODS, Request, make_plan
+from .plan.candidates import Phase, vary_candidates
+from .plan.learning_rate import check_schedule
+from .plan.methods import METHODS, Request, make_plan
+from .processes.launch import join_processes
+from .processes.sharding import defer_sharding_, wants_sharding
+from .processes.store import Processes
 
 _TrainingArguments = TrainingArguments if TYPE_CHECKING else object
 
@@ -26,7 +26,13 @@ class SparseSoupArguments(_TrainingArguments):
     """
     The options of a sparse model soup, to be mixed into any `TrainingArguments`:
     `class SoupSFTConfig(SparseSoupArguments, SFTConfig)`. Help of each option: its field.
+
+    Attributes:
+        incidental (`frozenset[str]`): Options that results do not depend on, so that a run may be resumed with others. A
+            subclass adds its own; all that is not named here, nor incidental in Trainer, is compared.
     """
+
+    incidental: ClassVar[frozenset[str]] = frozenset({"keep_candidates", "min_candidates", "sparse_format"})
 
     pruning_method: str = field(
         default="sms",
@@ -89,8 +95,16 @@ class SparseSoupArguments(_TrainingArguments):
     pruning_criterion: str = field(
         default="magnitude",
         metadata={
-            "help": "Which weights go first: 'magnitude' the smallest, 'random' any.",
+            "help": "Which weights go first: 'magnitude' the smallest, 'random' any, 'wanda' the smallest times the norm of "
+            "their inputs, 'taylor' those that the loss depends on least; the last two look at calibration_batches.",
             "choices": sorted(CRITERIA),
+        },
+    )
+    calibration_batches: int = field(
+        default=8,
+        metadata={
+            "help": "Batches of the training data, of per_device_eval_batch_size rows, that the criteria 'wanda' and "
+            "'taylor' look at."
         },
     )
     pruning_pattern: str = field(
@@ -209,9 +223,21 @@ class SparseSoupArguments(_TrainingArguments):
         if self.n_gpu > 1:  # One candidate, one device: a launch gives every process its own. No nn.DataParallel.
             self._n_gpu = 1
         processes.timeout = float(self.ddp_timeout)
+        if not _one_training:
+            self._check_plan()
+
+    def _check_plan(self) -> None:
         fewest = min(len(phase.candidates) for phase in self.make_plan())
         if self.min_candidates < 1 or self.min_candidates > max(fewest, 1):
             raise ValueError(f"min_candidates must lie between 1 and {fewest} candidates, got {self.min_candidates}.")
+        looks_at_data = CRITERIA[self.pruning_criterion].observes is not None
+        if looks_at_data and self.calibration_batches < 1:
+            raise ValueError(f"calibration_batches must be at least 1, got {self.calibration_batches}.")
+        if looks_at_data and METHODS[self.pruning_method].prunes_while_training:
+            raise ValueError(
+                f"Expected no pruning_method={self.pruning_method!r} with pruning_criterion={self.pruning_criterion!r}: it "
+                "prunes in the middle of a training, where nothing is calibrated. Take 'sms', 'imp' or their kin, or 'magnitude'."
+            )
         if self.load_best_model_at_end and METHODS[self.pruning_method].prunes_while_training:
             raise ValueError(
                 f"Expected no load_best_model_at_end with pruning_method={self.pruning_method!r}: an earlier checkpoint is not "
@@ -288,6 +314,23 @@ class SparseSoupTrainingArguments(SparseSoupArguments, Seq2SeqTrainingArguments)
     `metric_for_best_model` and `greater_is_better` also decide the greedy soup. `output_dir` is the run directory: the
     final model lies in it, everything else in its folder `_run`.
     """
+
+
+_one_training = False
+
+
+def one_training(args: SparseSoupArguments, **changes: Any) -> SparseSoupArguments:
+    """
+    Arguments of one training of a run, or of a score: the run's, with changes.
+
+    They still say what the run is, but a plan of phases need not make sense with the changes.
+    """
+    global _one_training
+    _one_training = True
+    try:
+        return replace(args, **changes)
+    finally:
+        _one_training = False
 
 
 def _parse_vary(text: str) -> dict:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from .weights import shifts_labels
+from .masked.repairs import shifts_labels
 
 # What Accelerate leaves on a prepared model; the members keep theirs.
 PREPARED = ("forward", "_original_forward", "_is_accelerate_prepared")

@@ -1,5 +1,5 @@
 """
-The only room that knows file names.
+Where the files of a run lie: known here alone.
 
     output_dir/                     the final model, tokenizer, masks.safetensors, report.json
       _run/run.json                 what this run is: settings and plan, frozen
@@ -11,32 +11,22 @@ The only room that knows file names.
       _run/phase-1/soup/            averaged weights, then phase.json
       _run/phase-2/ ...
       _run/final.json               the final model is whole
-
-A record (`*.json`) is written last and in one piece, with checksums of itself and of the files it speaks of: where it is,
-they are whole, and damage that comes later is noticed.
 """
 
-import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..files.writing import write_text
-from .say import say
+from ..files.folder import MASKS
+from ..files.records import DamagedError, check_files, read_json, read_record, write_record
+from .processes.say import say
 
 INTERNAL = "_run"  # Trainer.push_to_hub leaves out what begins with an underscore.
 CHECKPOINT_RECORD = "whole.json"
 """Written last into every checkpoint of Trainer, which writes its files one after the other under their own names."""
-CHECKSUM, FILES = "checksum", "files"
 ORIGIN = "origin"
 """Entry of a parent's record: which run it belongs to."""
-
-
-class DamagedError(ValueError):
-    """A record or a file that is not what was written."""
 
 
 class RunDirectory:
@@ -49,52 +39,14 @@ class RunDirectory:
         self.final_record = self.root / INTERNAL / "final.json"
         self.report = self.root / "report.json"
 
-    def phase(self, number: int) -> Path:
-        return self.root / INTERNAL / f"phase-{number}"
-
-    def phase_record(self, number: int) -> Path:
-        return self.phase(number) / "phase.json"
-
-    def parent(self, number: int) -> Path:
-        return self.phase(number) / "parent"
-
-    def parent_record(self, number: int) -> Path:
-        return self.phase(number) / "parent.json"
-
-    def candidate(self, number: int, name: str) -> Path:
-        return self.phase(number) / name
-
-    def candidate_record(self, number: int, name: str) -> Path:
-        return self.phase(number) / f"{name}.json"
-
-    def candidate_records(self, number: int) -> list[Path]:
-        """Records of a phase that are there, in the order of the candidates."""
-        paths = self.phase(number).glob("candidate-*.json")
-        return sorted(paths, key=lambda path: int(path.stem.removeprefix("candidate-")))
-
-    def diagnostics_record(self, number: int) -> Path:
-        return self.phase(number) / "diagnostics.json"
-
-    def trials_record(self, number: int) -> Path:
-        return self.phase(number) / "trials.json"
-
-    def soup(self, number: int) -> Path:
-        return self.phase(number) / "soup"
-
-    def trial(self, number: int) -> Path:
-        return self.phase(number) / "trial"
-
-    def scratch(self, number: int) -> Path:
-        """A folder for a model that is scored and removed."""
-        return self.root / INTERNAL / f"scratch-{number}"
-
-    def remove(self, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+    def phase(self, number: int) -> "PhaseFolder":
+        """A phase, counted from 1."""
+        return PhaseFolder(self.root / INTERNAL, number)
 
     @property
     def is_started(self) -> bool:
         """Whether anything of a run is here that took time to make."""
-        return any(self.phase(1).glob("*.json"))
+        return any(self.phase(1).root.glob("*.json"))
 
     def open(self, settings: dict[str, Any], resume: bool) -> None:
         """
@@ -112,7 +64,7 @@ class RunDirectory:
                 f"Expected a new or empty output_dir, but {self.root} holds a run. Continue it with "
                 "train(resume_from_checkpoint=True) (--resume in the recipes), or choose another folder."
             )
-        before = self.whole(self.run_record)
+        before = read_or_discard(self.run_record)
         if before is None:
             say(f"{self.run_record}: written again, with the settings of now, which could not be compared")
             write_record(self.run_record, settings)
@@ -128,43 +80,95 @@ class RunDirectory:
                 "Resume with the same settings, or choose another folder."
             )
 
-    def check_origin(self, number: int, origin: str) -> None:
+
+class PhaseFolder:
+    """
+    Paths and records of one phase.
+
+    Attributes:
+        number (`int`): Counts from 1.
+        parent, soup, trial (`Path`): Model folders: what candidates start from, what they become, an average that is tried.
+        parent_record, record, diagnostics, trials (`Path`): Records of the parent, of the whole phase, of how candidates lie
+            to each other, and of the scores of averages.
+    """
+
+    def __init__(self, internal: Path, number: int):
+        self.number = number
+        self._internal = internal
+        self.root = internal / f"phase-{number}"
+        self.parent, self.parent_record = self.root / "parent", self.root / "parent.json"
+        self.soup, self.record = self.root / "soup", self.root / "phase.json"
+        self.trial = self.root / "trial"
+        self.diagnostics, self.trials = self.root / "diagnostics.json", self.root / "trials.json"
+
+    @property
+    def before(self) -> "PhaseFolder":
+        """The phase before this one; of the first phase, one that is empty."""
+        return PhaseFolder(self._internal, self.number - 1)
+
+    def candidate(self, name: str) -> Path:
+        return self.root / name
+
+    def candidate_record(self, name: str) -> Path:
+        return self.root / f"{name}.json"
+
+    def candidate_records(self) -> list[Path]:
+        """Records that are there, in the order of the candidates."""
+        return sorted(self.root.glob("candidate-*.json"), key=lambda path: int(path.stem.removeprefix("candidate-")))
+
+    def survivors(self) -> list[str]:
+        """Names of the candidates that did not fail."""
+        records = [read_record(path) for path in self.candidate_records()]
+        return [record["name"] for record in records if record["failure"] is None]
+
+    def models(self, names: list[str]) -> dict[str, Path]:
+        """Candidates (by these names) and the soup, as far as their weights are there."""
+        folders = {name: self.root / name for name in (*names, self.soup.name)}
+        return {name: folder for name, folder in folders.items() if (folder / MASKS).is_file()}
+
+    def check_origin(self, origin: str) -> None:
         """Remove a phase that another run made (other weights, other settings) and that was put in this one's place."""
         try:
-            made_by = read_record(self.parent_record(number)).get(ORIGIN, origin)
+            made_by = read_record(self.parent_record).get(ORIGIN, origin)
         except DamagedError:
             return  # Missing or damaged: told where it is needed.
         if made_by != origin:
-            say(f"of another run, to be made again: {self.phase(number)}")
-            self.remove(self.phase(number))
+            say(f"of another run, to be made again: {self.root}")
+            remove(self.root)
 
-    def check_notes(self, number: int) -> None:
+    def check_notes(self) -> None:
         """Of a finished phase, what is only to be read by people: its record holds the same."""
-        for path in (self.diagnostics_record(number), self.trials_record(number)):
+        for path in (self.diagnostics, self.trials):
             try:
                 if path.is_file():
                     read_record(path)
             except DamagedError as error:
-                say(f"damaged, removed: {error}; {self.phase_record(number).name} holds the same")
+                say(f"damaged, removed: {error}; {self.record.name} holds the same")
                 path.unlink()
 
-    def whole(self, record: Path, files: bool = True) -> dict[str, Any] | None:
-        """
-        A record, if it is there and whole, and so are the files that it speaks of (unless `files` is off).
 
-        Where it is damaged, a line says so and the record is removed: its piece is to be made again.
-        """
-        if not record.is_file():
-            return None
-        try:
-            value = read_record(record)
-            if files:
-                check_files(record)
-        except DamagedError as error:
-            say(f"damaged, to be made again: {error}")
-            record.unlink()
-            return None
-        return value
+def read_or_discard(record: Path, files: bool = True) -> dict[str, Any] | None:
+    """
+    A record, if it is there and whole, and so are the files that it speaks of (unless `files` is off).
+
+    Where it is damaged, a line says so and the record is removed: its piece is to be made again.
+    """
+    if not record.is_file():
+        return None
+    try:
+        value = read_record(record)
+        if files:
+            check_files(record)
+    except DamagedError as error:
+        say(f"damaged, to be made again: {error}")
+        record.unlink()
+        return None
+    return value
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
@@ -177,58 +181,6 @@ def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "")
         elif old != new:
             changed.append(f"{prefix}{key}: {old!r} -> {new!r}")
     return changed
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file so that it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_record(path: Path, value: dict[str, Any], files: Iterable[Path] = ()) -> dict[str, Any]:
-    """Write a record with checksums of itself and of files; returns it as it will be read, without them."""
-    listed = {os.path.relpath(file, path.parent): _digest(file) for file in sorted(files)}
-    value = json.loads(json.dumps(value))
-    write_json(path, {**value, FILES: listed, CHECKSUM: _checksum({**value, FILES: listed})})
-    return value
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """
-    Read what [`write_record`] wrote.
-
-    Raises:
-        DamagedError: If it is something else.
-    """
-    return _read_sealed(path)[0]
-
-
-def check_files(record: Path) -> None:
-    """Raise [`DamagedError`] for the first file of a record that is missing or not what its checksum says."""
-    for name, digest in _read_sealed(record)[1].items():
-        path = Path(os.path.normpath(record.parent / name))
-        if not path.is_file():
-            raise DamagedError(f"{path} is missing")
-        if _digest(path) != digest:
-            raise DamagedError(f"{path} does not match its checksum")
-
-
-def _read_sealed(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """A record and its files."""
-    try:
-        value = read_json(path)
-        checksum, is_right = value.pop(CHECKSUM), isinstance(value, dict)
-        if not is_right or checksum != _checksum(value):
-            raise DamagedError(f"{path} does not match its checksum")
-        return value, value.pop(FILES)
-    except DamagedError:
-        raise
-    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-        raise DamagedError(f"{path} is no whole record ({type(error).__name__})") from error
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -290,15 +242,3 @@ def remove_checkpoints(folder: Path) -> None:
     """Remove the Trainer checkpoints of a finished candidate: they hold two or three times the model's size."""
     for path in folder.glob("checkpoint-*"):
         shutil.rmtree(path)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _checksum(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

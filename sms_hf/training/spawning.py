@@ -1,7 +1,6 @@
 """Fresh trainers of the user's own class: one a candidate, one a score."""
 
 import copy
-import dataclasses
 import inspect
 from abc import ABCMeta
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from .arguments import SparseSoupArguments
-from .candidates import Candidate, Phase
+from .arguments import SparseSoupArguments, one_training
+from .plan.candidates import Candidate, Phase
 
 T = TypeVar("T")
 
@@ -162,6 +161,16 @@ def check_copyable(trainer: Any) -> None:
             ) from error
 
 
+@contextmanager
+def own_collator(trainer: Any) -> Iterator[None]:
+    """Lend a trainer a copy of its collator: one that holds a generator would go on where another loader stopped."""
+    theirs, trainer.data_collator = trainer.data_collator, _copy(trainer, trainer.data_collator)
+    try:
+        yield
+    finally:
+        trainer.data_collator = theirs
+
+
 def _copy(trainer: Any, part: Any) -> Any:
     """A copy of a part of a trainer: callbacks count their patience, collators hold generators; both may point to the model."""
     return copy.deepcopy(part, {id(shared): shared for shared in (trainer.model, trainer.processing_class)})
@@ -181,20 +190,15 @@ def constructor_arguments(trainer: Any) -> dict[str, Any]:
 def candidate_args(args: SparseSoupArguments, phase: Phase, candidate: Candidate, folder: Path) -> SparseSoupArguments:
     """The user's arguments with the candidate's own values, for a folder and a logged run of its own."""
     name = f"phase-{phase.number}-{candidate.name}"
-    return dataclasses.replace(
+    return one_training(
         args,
         **candidate.overrides,
         output_dir=str(folder),
         run_name=f"{args.run_name}-{name}" if args.run_name else name,
         push_to_hub=False,
-        num_candidates=1,
-        min_candidates=1,
-        vary=None,
-        # The phases are the run's; a candidate is one training, of any length.
-        pruning_method="pruned",
     )
 
 
-def silent_args(args: SparseSoupArguments) -> SparseSoupArguments:
-    """The user's arguments for a trainer that only prunes or scores."""
-    return dataclasses.replace(args, push_to_hub=False, report_to="none", disable_tqdm=True)
+def silent_args(args: SparseSoupArguments, **changes: Any) -> SparseSoupArguments:
+    """The user's arguments for a trainer that only scores, or trains a few steps."""
+    return one_training(args, **{"push_to_hub": False, "report_to": "none", "disable_tqdm": True, **changes})

@@ -1,38 +1,39 @@
-"""The user's trainer: the phases, told top to bottom."""
+"""The user's trainer: a run behind Trainer's own methods."""
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import torch
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from ..files.folder import MASKS
-from ..sparsity.masks import Masks
-from ..sparsity.patterns import nm_skipped
-from ..sparsity.prunable import find_prunable
-from .adapters import has_adapters, take_adapters_
+from ..report.schema import Report
 from .arguments import SparseSoupArguments
-from .candidates import Phase
-from .failures import disk_error, is_disk_error
-from .first_batch import check_first_batch
-from .groups import make_group
-from .methods import METHODS
-from .planning import start_lines
-from .progress import dense_line, parent_line, soup_lines
-from .publishing import PublishingMixin
-from .records import final_state, origin, phase_record, run_settings, train_output
-from .run_directory import RunDirectory, model_files, read_record, remove_weights, write_record
-from .spawning import Rebuildable, check_copyable, is_spawning
-from .stopping import Stopped, stop_on_signals
-from .timing import TimeEstimate, plan_run
-from .weights import forget_accelerate_, freeze_left_out_, load_weights_
+from .cost.forecast import Forecast
+from .cost.measure import forecast_run, num_examples
+from .masked.adapters import has_adapters, take_adapters_
+from .masked.candidate import CandidateMixin
+from .masked.checkpoints import freeze_left_out_
+from .plan.candidates import Phase
+from .plan.methods import METHODS
+from .processes.failures import disk_error, is_disk_error
+from .processes.say import say
+from .processes.stopping import Stopped, stop_on_signals
+from .run.afterwards import kept_candidates, score_ensemble, score_run, score_subsoups
+from .run.bench import Bench
+from .run.checks import check_inputs
+from .run.publishing import Publisher
+from .run.records import final_state, run_settings, train_output
+from .run.soup_run import SoupRun
+from .run_directory import RunDirectory
+from .spawning import Rebuildable, is_spawning
 
 HOW_TO_RESUME = "Go on with train(resume_from_checkpoint=True) (--resume in the recipes)."
 
 
-class SparseSoupMixin(PublishingMixin, metaclass=Rebuildable):
+class SparseSoupMixin(CandidateMixin, metaclass=Rebuildable):
     """
     Turns a `Trainer` into one that makes sparse model soups: `class SoupSFT(SparseSoupMixin, SFTTrainer)`.
 
@@ -43,7 +44,7 @@ class SparseSoupMixin(PublishingMixin, metaclass=Rebuildable):
 
     Attributes:
         masks ([`Masks`] or `None`): Masks of the model that the trainer holds.
-        report (`dict` or `None`): After `train()`, what `report.json` holds.
+        report ([`Report`](docs/report.md) or `None`): After `train()`, what `report.json` holds.
         card (`dict`): For the model card: keyword arguments of `push_to_hub` (`language`, `license`, `tags`, ...).
     """
 
@@ -55,12 +56,13 @@ class SparseSoupMixin(PublishingMixin, metaclass=Rebuildable):
                 "Trainer's arguments write a dataclass `class MyArguments(SparseSoupArguments, TheirArguments)`."
             )
         super().__init__(*args, **kwargs)
+        # Of LoRA: what candidates are given on top of the parent, and merged into it at their end.
+        self._adapters: Any = None
         if not is_spawning():
             self._take_adapters()
             self._check_folders()
-        self.report: dict[str, Any] | None = None
+        self.report: Report | None = None
         self.card: dict[str, Any] = {}
-        self._disk_bytes = 0
 
     def _take_adapters(self) -> None:
         """Prune the base of a model with LoRA adapters; each candidate gets adapters of its own, and is merged at its end."""
@@ -86,7 +88,7 @@ class SparseSoupMixin(PublishingMixin, metaclass=Rebuildable):
                 f"own form for a {type(self.model).__name__}. Prune and retrain the Transformer inside it by SparseSoupTrainer."
             )
 
-    # ---- The phases --------------------------------------------------------------------------------------------------
+    # ---- The run -----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
         """
@@ -105,180 +107,153 @@ class SparseSoupMixin(PublishingMixin, metaclass=Rebuildable):
             OSError: If a file cannot be written; the run can be resumed when there is room.
             SystemExit: After SIGTERM or Ctrl-C, when what was in training is saved.
         """
-        if self._is_candidate:
+        if self.retraining is not None:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        start, processes, scope = time.time(), self.args.processes, self._scope("train")
+        start, processes, cost = time.time(), self.args.processes, None
         try:
             with stop_on_signals():
-                self._check_inputs(resume_from_checkpoint, trial)
-                self.report = self._run_phases(self._run, resume_from_checkpoint is True, scope)
+                check_inputs(Bench(self), resume_from_checkpoint, trial)
+                plan = self.args.make_plan()
+                cost = forecast_run(self, measure=False, plan=plan)
+                self.report = self._run(plan, cost, resume_from_checkpoint is True)
                 self.state = final_state(self.report)
                 if self.args.push_to_hub:
                     self.push_to_hub()
         except Stopped as stopped:
-            self._say(f"{stopped.signal}: stopped, nothing finished is lost. {HOW_TO_RESUME}")
+            if processes.is_main:
+                say(f"{stopped.signal}: stopped, nothing finished is lost. {HOW_TO_RESUME}")
             raise
         except BaseException as error:
-            full = disk_error(error, self._run.root, self._disk_bytes) if is_disk_error(error) else None
+            need = cost.disk_bytes if cost is not None else 0
+            full = disk_error(error, self._directory.root, need) if is_disk_error(error) else None
             processes.fail(full or error)
             if full is not None:
                 raise full from error
             raise
         return train_output(self.report, time.time() - start)
 
-    def _run_phases(self, run: RunDirectory, resume: bool, scope: str) -> dict[str, Any]:
-        processes, plan, metric = self.args.processes, self.args.make_plan(), self.args.selection_metric[0]
-        settings = run_settings(self.args, plan, self.model, self._num_examples())
-        self._origin = origin(settings, self.model)
-        processes.check_shared(f"{scope}/shared", run.root)
-        processes.on_main(f"{scope}/open", lambda: run.open(settings, processes.was_at(run.root) or resume))
-        self._disk_bytes = processes.on_main(f"{scope}/cost", self._tell_cost)
-        self._release_model_()
-        dense = processes.on_main(f"{scope}/dense", lambda: self._score_dense(run))
-        self._say(dense_line(dense, metric))
-        finished = processes.on_main(f"{scope}/finished", lambda: self._finished(plan, run))
-        phases = [
-            self._run_phase(phase, len(plan), run, f"{scope}/phase-{phase.number}", phase.number in finished)
-            for phase in plan
-        ]
-        self._hold(run.soup(plan[-1].number))
-        report = {"metric": metric, "settings": settings, "dense": dense, "phases": phases}
-        processes.on_main(f"{scope}/save", lambda: self._save_final(run, report))
+    def _run(self, plan: Sequence[Phase], cost: Forecast, resume: bool) -> Report:
+        bench, directory, processes = Bench(self), self._directory, self.args.processes
+        scope = self._scope("train")
+        data = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
+        settings = processes.on_main(
+            f"{scope}/settings", lambda: run_settings(self.args, plan, self.model, data, num_examples(self))
+        )
+        processes.check_shared(f"{scope}/shared", directory.root)
+        run = SoupRun(bench, directory, processes, plan, scope, self._adapters)
+        report = run.make(settings, cost, resume)
+        bench.hold_(directory.phase(plan[-1].number).soup)
+        processes.on_main(f"{scope}/save", lambda: Publisher(bench, directory).save_final(report))
         return report
 
-    def _run_phase(
-        self, phase: Phase, num_phases: int, run: RunDirectory, scope: str, is_finished: bool
-    ) -> dict[str, Any]:
-        processes, start = self.args.processes, time.time()
-        if is_finished:
-            return read_record(run.phase_record(phase.number))
-        pending = processes.on_main(f"{scope}/pending", lambda: self._pending(phase, run))
-        parent = processes.on_main(f"{scope}/parent", lambda: self._prune_parent(phase, run, bool(pending)))
-        self._say(parent_line(phase, num_phases, parent))
-        processes.fan_out(
-            f"{scope}/candidates",
-            pending,
-            lambda i: self._retrain(phase, phase.candidates[i], run, scope),
-            self.args.candidate_processes,
+    @property
+    def _directory(self) -> RunDirectory:
+        return RunDirectory(str(self.args.output_dir))
+
+    def _scope(self, what: str) -> str:
+        """A name that all processes give to this call, and to no other."""
+        return f"{what}-{self.args.processes.take(f'{what}-{self.args.processes.rank}')}"
+
+    # ---- What a user asks after a run --------------------------------------------------------------------------------
+
+    def evaluate_run(self, dataset, dense: torch.nn.Module | None = None) -> dict[str, float]:
+        """
+        Score every model that the run left on disk on other data: the test set, once, after all choices are made.
+
+        Args:
+            dataset (`Dataset`): As `eval_dataset`.
+            dense (`nn.Module`, *optional*): The model before pruning, to be scored along.
+
+        Returns:
+            `dict[str, float]`: `"dense"`, `"phase-1/candidate-1"` (with `keep_candidates`), `"phase-1/soup"`, ... -> the
+            value of `metric_for_best_model`.
+        """
+        bench, plan = Bench(self), self.args.make_plan()
+        scores = self.args.processes.on_main(
+            self._scope("evaluate-run"), lambda: score_run(bench, self._directory, plan, dataset, dense)
         )
-        return processes.on_main(f"{scope}/merged", lambda: self._finish_phase(phase, parent, run, start))
+        if self.args.processes.is_main and self.report is not None:
+            Publisher(bench, self._directory).describe(self.report, scores)
+        return scores
 
-    def _score_dense(self, run: RunDirectory) -> dict[str, float]:
-        """Score the model before pruning: the table's first row, and a check of the metric before hours of training."""
-        there, start = run.whole(run.dense_record), time.perf_counter()
-        if there is not None:
-            return there
-        metrics = self._evaluate_copy(self._copy())
-        if self._estimate is not None:
-            self._estimate.seconds_per_score = time.perf_counter() - start
-        return write_record(run.dense_record, metrics)
+    def evaluate_ensemble(self, dataset=None, phase: int | None = None) -> dict[str, float]:
+        """
+        Score the prediction ensemble of a phase's candidates: a reference that costs as many models at inference.
 
-    def _finished(self, plan: Sequence[Phase], run: RunDirectory) -> list[int]:
-        """Numbers of the phases that are whole: what they hand on is there, or has been used up."""
-        finished: list[int] = []
-        for phase in reversed(plan):
-            used_up = phase.merge == "none" and phase.number + 1 in finished
-            run.check_origin(phase.number, self._origin)
-            record = run.whole(run.phase_record(phase.number), files=not used_up)
-            if record is not None:
-                finished.append(phase.number)
-                run.check_notes(phase.number)
-                if record["soup"] is not None:  # The run may have ended before it had cleared up.
-                    self._remove_candidates(phase.number, run)
-        return finished
+        Probabilities are averaged, with equal weights; in translation the next token's, at every step of decoding
+        (Zimmer et al. 2024; the latter is assumed).
 
-    def _pending(self, phase: Phase, run: RunDirectory) -> list[int]:
-        """Positions of the candidates that are not done yet. Failed ones are tried again only if too few are left."""
-        records = [run.whole(run.candidate_record(phase.number, c.name)) for c in phase.candidates]
-        failed = [record is not None and record["failure"] is not None for record in records]
-        again = len(records) - sum(failed) < self.args.min_candidates
-        return [i for i, record in enumerate(records) if record is None or (again and failed[i])]
+        Args:
+            dataset (`Dataset`, *optional*): Default: `eval_dataset`.
+            phase (`int`, *optional*): Counts from 1. Default: the last.
 
-    def _finish_phase(self, phase: Phase, parent: dict[str, Any], run: RunDirectory, start: float) -> dict[str, Any]:
-        """Merge the candidates, if the phase says so; the record of the phase last."""
-        records = [read_record(run.candidate_record(phase.number, c.name)) for c in phase.candidates]
-        self._check_enough(phase, records)
-        if not self.args.keep_candidates:
-            remove_weights(run.parent(phase.number))
-        metric, greater = self.args.selection_metric
-        soup, diagnostics = (None, {}) if phase.merge == "none" else self._merge(phase, records, run)
-        record = phase_record(phase, parent, records, soup, diagnostics, greater)
-        left = [run.candidate(phase.number, r["name"]) for r in records if r["failure"] is None]
-        folders = left if soup is None else [run.soup(phase.number)]
-        files = [path for folder in folders for path in model_files(folder)]
-        if soup is None:
-            files += run.candidate_records(phase.number)  # Read by the phases that go on from the candidates.
-        record = write_record(run.phase_record(phase.number), record | {"seconds": time.time() - start}, files)
-        if soup is not None:
-            self._remove_candidates(phase.number, run)
-        for line in soup_lines(record, metric):
-            self._say(line)
-        return record
+        Returns:
+            `dict[str, float]`: All metrics.
 
-    def _remove_candidates(self, number: int, run: RunDirectory) -> None:
-        """Remove what only this phase needed, and the phases before it that waited for it."""
-        if self.args.keep_candidates:
-            return
-        for phase in self.args.make_plan()[:number]:
-            for folder in (run.parent(phase.number), *(run.candidate(phase.number, c.name) for c in phase.candidates)):
-                remove_weights(folder)
+        Raises:
+            ValueError: If the candidates' weights were not kept.
+        """
+        folders = self._kept_candidates(phase)
+        return self.args.processes.on_main(
+            self._scope("evaluate-ensemble"), lambda: score_ensemble(Bench(self), folders, dataset)
+        )
 
-    def _hold(self, folder: Path) -> None:
-        """Make this trainer the trainer of the model in a folder."""
-        load_weights_(self.model, folder)
-        self.masks = Masks.load(folder / MASKS)
-        self._move_model_to_device(self.model, self.args.device)
+    def evaluate_subsoups(
+        self, dataset=None, sizes: Sequence[int] = (2, 3), phase: int | None = None
+    ) -> dict[tuple[str, ...], float]:
+        """
+        Score the uniform soup of every pair, every triple, ... of a phase's candidates, as in the paper's figure of knobs.
 
-    def _tell_cost(self) -> int:
-        """Say what is to come; bytes that the run directory takes at the fullest."""
-        cost = plan_run(self, measure=False)
-        for line in start_lines(cost):
-            self._say(line)
-        self._estimate = TimeEstimate(cost)
-        return cost.disk_bytes
+        The soups are spread over the processes.
 
-    def _release_model_(self) -> None:
-        """Make `self.model` plain again and move it off the accelerator: from here on it only serves to be copied."""
-        forget_accelerate_(self.model)
-        self.accelerator.free_memory()
-        self.model_wrapped = self.model.to("cpu")
+        Args:
+            dataset (`Dataset`, *optional*): Default: `eval_dataset`.
+            sizes (`Sequence[int]`, *optional*, defaults to `(2, 3)`): Numbers of ingredients.
+            phase (`int`, *optional*): Counts from 1. Default: the last.
 
-    # ---- Checks ------------------------------------------------------------------------------------------------------
+        Returns:
+            `dict[tuple[str, ...], float]`: Ingredients -> the value of `metric_for_best_model`.
+        """
+        return score_subsoups(
+            Bench(self), self._kept_candidates(phase), sizes, dataset, self._scope("evaluate-subsoups")
+        )
 
-    def _check_inputs(self, resume_from_checkpoint, trial) -> None:
-        if trial is not None:
-            raise ValueError(
-                "Expected no hyperparameter search trial. Use `vary` to train candidates with other settings."
-            )
-        if resume_from_checkpoint not in (None, True, False):
-            raise ValueError(
-                f"resume_from_checkpoint must be True or False, got {resume_from_checkpoint!r}. A run is resumed from its "
-                "output_dir, whatever it had finished."
-            )
-        check_copyable(self)
-        make_group(self.args.processes, self.args.candidate_processes)
-        if self.optimizer is not None or self.lr_scheduler is not None:
-            raise ValueError(
-                "Expected no `optimizers`: one optimizer cannot serve several candidates. Pass "
-                "optimizer_cls_and_kwargs=(cls, {...}), or set optim, learning_rate and lr_scheduler_type in args."
-            )
-        if self.optimizer_cls_and_kwargs is not None and "learning_rate" in cast("dict", self.args.vary or {}):
-            raise ValueError(
-                "Expected `vary` without learning_rate, because optimizer_cls_and_kwargs sets the learning rate itself. "
-                "Use optim and learning_rate in args instead."
-            )
-        for name, count in self._num_examples().items():
-            if count == 0:
-                raise ValueError(f"{name} must hold at least one example, got an empty one. Check files and filters.")
-        if self.train_dataset is None or self.eval_dataset is None:
-            raise ValueError(
-                "Expected train_dataset and eval_dataset: candidates are trained on one, scored on the other."
-            )
-        find_prunable(self.model, self.args.target_modules, self.args.exclude_modules)
-        nm_skipped(self.model, self.args.pruning_pattern, self.args.target_modules, self.args.exclude_modules)
-        judge = self._judge(self.model)
-        check_first_batch(judge, self.train_dataset, "train_dataset")
-        check_first_batch(judge, self.eval_dataset, "eval_dataset")
+    def _kept_candidates(self, number: int | None) -> dict[str, Path]:
+        plan = self.args.make_plan()
+        return kept_candidates(self._directory, plan[-1 if number is None else number - 1])
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        candidates: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Push the soup, as [`sms_hf.push_to_hub`] does: once, by the main process. The others return at once.
+
+        Args:
+            commit_message, blocking, token, revision, private: As in `Trainer.push_to_hub`.
+            candidates (`bool`, *optional*, defaults to `False`): Also push the candidates of the last phase, each to a branch
+                `phase-2-candidate-1`. They are there with `keep_candidates=True`.
+            kwargs: Those of `Trainer.create_model_card`: `language`, `license`, `tags`, `dataset_tags`, ...
+
+        Returns:
+            `CommitInfo` of the soup, or a `Future` of it with `blocking=False`; None on other processes.
+
+        Raises:
+            ValueError: If the candidates' weights were not kept.
+        """
+        if self.retraining is not None or self.report is None:
+            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        if not self.args.processes.is_main:
+            return None
+        kept = self._kept_candidates(None) if candidates else {}
+        publisher, message = Publisher(Bench(self), self._directory), commit_message or "End of training"
+        return publisher.push(message, blocking, token, revision, private, kept, kwargs)
 
 
 def _is_ours(cls: type) -> bool:

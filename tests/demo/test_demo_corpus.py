@@ -8,8 +8,8 @@ import itertools
 import pytest
 
 from sms_hf.demo import demo_corpus
-from sms_hf.demo import lexicon as lex
-from sms_hf.demo.clauses import (
+from sms_hf.demo.grammar import lexicon as lex
+from sms_hf.demo.grammar.clauses import (
     Clause,
     english_clause,
     english_question,
@@ -19,8 +19,8 @@ from sms_hf.demo.clauses import (
     german_subordinate,
     third_person,
 )
-from sms_hf.demo.grammar import sentence_pairs
-from sms_hf.demo.nominals import NounPhrase, Pronoun, prepositional
+from sms_hf.demo.grammar.nominals import NounPhrase, Pronoun, prepositional
+from sms_hf.demo.grammar.pairs import sentence_pairs
 
 _NOUNS = {
     noun.en: noun

@@ -62,7 +62,7 @@ def test_inspect_a_dense_folder_finds_patterns(tmp_path, capsys):
     ("arguments", "says"),
     [
         (["inspect", "./nowhere"], "found no folder ./nowhere"),
-        (["pack", "{folder}", "--output", "{folder}"], "must be a new or empty folder"),
+        (["pack", "{folder}", "--output", "{folder}"], "output must be another folder than the source"),
         (["unpack", "{empty}"], "Expected a model folder with config.json"),
         (["rescue", "{folder}"], "{folder}"),
         (["push", "{empty}", "user/name"], "Expected a model folder with config.json"),

@@ -8,13 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import base
 import causal_lm as recipe
 import datasets
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sms_hf import tasks
 from sms_hf.demo import demo_language_model, demo_word_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def tokenizer():
 def test_every_yaml_holds_settings_of_the_recipe(name, tmp_path):
     path, extra = ROOT / "recipes" / name, ["--demo"] if "demo" in name else []
     arguments = [str(path), *extra, "--output_dir", str(tmp_path), "--block_size", "32"]
-    options, args = base.parse(arguments, str(RECIPE), recipe.RecipeArguments)
+    options, args = tasks.parse(arguments, str(RECIPE), recipe.RecipeArguments)
     values = yaml.safe_load(path.read_text())
     assert (options.block_size, args.target_sparsity) == (32, values["target_sparsity"])
     assert args.selection_metric == ("loss", False)
@@ -103,7 +103,7 @@ def test_other_files_are_refused(tmp_path):
 def test_a_report_of_losses_becomes_one_of_perplexities():
     phase = {"number": 1, "mean_score": 2.0, "best_score": 1.0, "candidates": [{"score": 1.0}, {"score": 3.0}]}
     report = {"metric": "loss", "dense": {"loss": 0.0}, "phases": [phase | {"soup": {"score": 1000.0}}]}
-    converted, scores = base.as_perplexity(report, {"dense": 2.0})
+    converted, scores = tasks.as_perplexity(report, {"dense": 2.0})
     (changed,) = converted["phases"]
     assert (converted["metric"], converted["dense"]["perplexity"], scores) == (
         "perplexity",
@@ -114,7 +114,7 @@ def test_a_report_of_losses_becomes_one_of_perplexities():
     assert [c["score"] for c in changed["candidates"]] == [math.e, math.exp(3)]
     assert changed["soup"]["score"] == math.inf
     assert report["phases"][0]["mean_score"] == 2.0
-    assert base.as_perplexity(report, None)[1] is None
+    assert tasks.as_perplexity(report, None)[1] is None
 
 
 def test_without_the_hub_one_sentence_says_what_to_do():

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import base
 import datasets
 import image_classification as recipe
 import numpy as np
@@ -18,6 +17,7 @@ import yaml
 from PIL import Image
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
+from sms_hf import tasks
 from sms_hf.demo import demo_image_classifier
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ FEW += ["--num_train_epochs", "1", "--num_candidates", "2"]
 
 
 def parse(argv):
-    return base.parse(argv, str(RECIPE), recipe.RecipeArguments)
+    return tasks.parse(argv, str(RECIPE), recipe.RecipeArguments)
 
 
 def settings(**changes):
@@ -119,7 +119,7 @@ def test_a_new_head_is_announced_and_a_fitting_one_kept(tmp_path, capsys):
     head = ViTForImageClassification.from_pretrained(folder).classifier.weight
 
     def load(*names):
-        model, _ = base.model_for_classes(AutoModelForImageClassification, folder, names, 0, recipe.INSTEAD)
+        model, _ = tasks.model_for_classes(AutoModelForImageClassification, folder, names, 0, recipe.INSTEAD)
         return model, "new are classifier.bias, classifier.weight" in capsys.readouterr().out
 
     fitting, announced = load("bright", "dark")
@@ -130,7 +130,7 @@ def test_a_new_head_is_announced_and_a_fitting_one_kept(tmp_path, capsys):
     assert more.classifier.weight.shape == (3, 8)
     assert more.config.id2label == {0: "a", 1: "b", 2: "c"}
     state = torch.get_rng_state()
-    others, _ = base.model_for_classes(AutoModelForImageClassification, folder, ["cat", "dog"], 0, recipe.INSTEAD)
+    others, _ = tasks.model_for_classes(AutoModelForImageClassification, folder, ["cat", "dog"], 0, recipe.INSTEAD)
     assert torch.equal(torch.get_rng_state(), state)
     assert "new are classifier.weight, classifier.bias" in capsys.readouterr().out
     assert not torch.equal(others.classifier.weight, head)
@@ -163,7 +163,7 @@ def test_images_from_disk_and_a_model_from_disk(tmp_path):
     ]
     quick = ["--num_phases", "1", "--num_candidates", "2", "--num_train_epochs", "1", "--dataloader_num_workers", "0"]
     quick += ["--use_cpu", "--save_strategy", "no"]
-    base.run([*where, *quick], str(RECIPE), recipe.RecipeArguments, recipe.load_task)
+    tasks.run([*where, *quick], str(RECIPE), recipe.RecipeArguments, recipe.load_task)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert "accuracy" in report["dense"]
     assert (tmp_path / "out" / "preprocessor_config.json").is_file()
@@ -190,7 +190,7 @@ def test_the_demo_ends_with_a_table_and_a_model(tmp_path):
 
 def test_the_demo_of_a_resnet_prunes_convolutions_and_classifier(tmp_path, capsys):
     argv = ["--demo", "--demo_model", "resnet", *FEW, "--output_dir", str(tmp_path)]
-    base.run(argv, str(RECIPE), recipe.RecipeArguments, recipe.load_task)
+    tasks.run(argv, str(RECIPE), recipe.RecipeArguments, recipe.load_task)
     check_demo(capsys.readouterr().out, tmp_path, "resnet", 43448)
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import base
 import numpy as np
 import pytest
 import semantic_segmentation as recipe
@@ -15,6 +14,7 @@ import yaml
 from PIL import Image
 from transformers import AutoModelForSemanticSegmentation, SegformerImageProcessorPil
 
+from sms_hf import tasks
 from sms_hf.demo import demo_segmenter
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def prepare(options, num_labels=2):
 def test_every_yaml_holds_settings_of_the_recipe(name, tmp_path):
     path, extra = ROOT / "recipes" / name, ["--demo"] if "demo" in name else []
     argv = [str(path), *extra, "--output_dir", str(tmp_path), "--num_train_epochs", "0.5"]
-    options, args = base.parse(argv, str(RECIPE), recipe.RecipeArguments)
+    options, args = tasks.parse(argv, str(RECIPE), recipe.RecipeArguments)
     assert args.num_train_epochs == 0.5, "the command line wins"
     assert args.target_sparsity == yaml.safe_load(path.read_text())["target_sparsity"]
     assert args.metric_for_best_model == "mean_iou"
@@ -111,7 +111,7 @@ def test_images_from_disk_and_a_model_with_a_new_head(tmp_path, capsys):
     where += ["--label_file", str(tmp_path / "names.txt"), "--output_dir", str(tmp_path / "out")]
     quick = ["--num_phases", "1", "--num_candidates", "2", "--num_train_epochs", "1", "--dataloader_num_workers", "0"]
     quick += ["--per_device_train_batch_size", "4", "--train_val_split", "0.25", "--use_cpu", "--save_strategy", "no"]
-    base.run([*where, *quick], str(RECIPE), recipe.RecipeArguments, recipe.load_task)
+    tasks.run([*where, *quick], str(RECIPE), recipe.RecipeArguments, recipe.load_task)
     new = "new are decode_head.classifier.bias, decode_head.classifier.weight."
     assert new in capsys.readouterr().out
     assert "mean_iou" in json.loads((tmp_path / "out" / "report.json").read_text())["dense"]
@@ -124,7 +124,7 @@ def test_the_demo_ends_with_a_table_and_a_model(tmp_path, capfd):
     """The whole job on a few scenes: it is the path that is tested, not the quality."""
     quick = ["--max_train_samples", "40", "--max_eval_samples", "10", "--max_test_samples", "10", "--dense_epochs", "1"]
     quick += ["--num_train_epochs", "1", "--num_candidates", "2", "--output_dir", str(tmp_path)]
-    base.run(["--demo", *quick], str(RECIPE), recipe.RecipeArguments, recipe.load_task)
+    tasks.run(["--demo", *quick], str(RECIPE), recipe.RecipeArguments, recipe.load_task)
     lines = capfd.readouterr().out.splitlines()
     rows = [line.split()[0] for line in lines if re.match(r"(dense|phase-\d)\s{2,}", line)]
     assert rows == ["dense"] + ["phase-1"] * 5 + ["phase-2"] * 5

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import base
 import datasets
 import pytest
 import text_classification as recipe
@@ -15,6 +14,7 @@ import torch
 import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM
 
+from sms_hf import tasks
 from sms_hf.demo import demo_classifier, demo_word_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def classifier(tmp_path):
 def test_every_yaml_holds_settings_of_the_recipe(name, tmp_path):
     path, extra = ROOT / "recipes" / name, ["--demo"] if "demo" in name else []
     arguments = [str(path), *extra, "--output_dir", str(tmp_path), "--max_length", "32"]
-    options, args = base.parse(arguments, str(RECIPE), recipe.RecipeArguments)
+    options, args = tasks.parse(arguments, str(RECIPE), recipe.RecipeArguments)
     values = yaml.safe_load(path.read_text())
     assert (options.max_length, args.target_sparsity) == (32, values["target_sparsity"])
     assert args.selection_metric == ("accuracy", True)
@@ -116,7 +116,7 @@ def test_hidden_labels_and_named_numbers(monkeypatch, capsys):
 
 
 def load(folder, names, seed):
-    return base.model_for_classes(AutoModelForSequenceClassification, folder, names, seed, recipe.INSTEAD)
+    return tasks.model_for_classes(AutoModelForSequenceClassification, folder, names, seed, recipe.INSTEAD)
 
 
 @pytest.mark.parametrize(

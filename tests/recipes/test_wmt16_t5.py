@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import base
 import datasets
 import pytest
 import sentencepiece
@@ -31,6 +30,7 @@ from transformers import (
     NllbTokenizer,
 )
 
+from sms_hf import tasks
 from sms_hf.demo import demo_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ PAIRS = [{"en": f"number {i}", "de": f"Nummer {i}"} for i in range(6)]
 
 
 def parse(argv):
-    return base.parse(argv, str(RECIPE), recipe.RecipeArguments)
+    return tasks.parse(argv, str(RECIPE), recipe.RecipeArguments)
 
 
 def settings(**changes):
@@ -348,6 +348,6 @@ def test_what_the_user_can_mend_is_told_without_a_traceback(tmp_path, arguments,
 def test_a_bug_keeps_its_traceback(tmp_path):
     """Not every ValueError is the user's: this one comes from the middle of a library."""
     with pytest.raises(json.JSONDecodeError):
-        base.run(
+        tasks.run(
             ["--demo", "--output_dir", str(tmp_path)], str(RECIPE), recipe.RecipeArguments, lambda *_: json.loads("{")
         )

@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sms_hf.soup import Checkpoint, CheckpointError, average_checkpoints, averaging
+from sms_hf.files.checkpoint import Checkpoint
+from sms_hf.files.folder import CheckpointError
+from sms_hf.soup import average_checkpoints, averaging
 from sms_hf.sparsity import MaskError, Masks
 from sms_hf.sparsity.pruning import select
 

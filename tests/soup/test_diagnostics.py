@@ -5,20 +5,18 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from sms_hf.files.folder import CheckpointError
 from sms_hf.soup import (
-    CheckpointError,
     Rift,
     advice,
     averaging,
     barrier,
     find_rifts,
-    loss_along_line,
     mask_overlap,
-    max_barrier,
     pairwise_geometry,
     subsets,
     theoretical_speedup,
@@ -138,47 +136,6 @@ def test_subsets_come_by_size_and_in_order():
 def test_barrier_by_hand():
     assert barrier(1.0, 4.0, 2.0) == 2.5
     assert barrier(1.0, 1.5, 2.0) == 0
-
-
-def first_weight(folder):
-    return float(load_file(folder / "model.safetensors")["w"][0])
-
-
-def test_loss_along_a_line(tmp_path):
-    """Loss (1 - w^2)^2 between its minima at -1 and 1."""
-    folders = folders_of(tmp_path, {"w": [-1.0]}, {"w": [1.0]})
-    line = loss_along_line(
-        *folders, lambda folder: (1 - first_weight(folder) ** 2) ** 2, tmp_path / "between", points=5
-    )
-    assert line == [(0.0, 0.0), (0.25, 0.5625), (0.5, 1.0), (0.75, 0.5625), (1.0, 0.0)]
-    assert max_barrier(line) == 1.0
-    assert not (tmp_path / "between").exists()
-
-
-def test_a_barrier_is_measured_from_the_chord():
-    # The chord from 1 to 3 passes 1.5 and 2.5; the loss lies 1.5 and 0.25 above it.
-    assert max_barrier([(0.0, 1.0), (0.25, 3.0), (0.75, 2.75), (1.0, 3.0)]) == 1.5
-    assert max_barrier([(0.0, 1.0), (0.5, 0.0), (1.0, 1.0)]) == 0
-
-
-def test_the_scratch_folder_is_removed_after_an_error(tmp_path):
-    folders = folders_of(tmp_path, {"w": [-1.0]}, {"w": [1.0]})
-    with pytest.raises(ZeroDivisionError):
-        loss_along_line(*folders, lambda folder: 1 / 0, tmp_path / "between")
-    assert not (tmp_path / "between").exists()
-
-
-def test_no_folder_of_the_user_is_removed(tmp_path):
-    folders = folders_of(tmp_path, {"w": [-1.0]}, {"w": [1.0]})
-    for output in (folders[0], tmp_path):
-        with pytest.raises(ValueError, match="output must not exist yet, because it is removed at the end, got"):
-            loss_along_line(*folders, first_weight, output)
-    assert [first_weight(folder) for folder in folders] == [-1, 1]
-
-
-def test_a_line_has_two_ends(tmp_path):
-    with pytest.raises(ValueError, match=r"points must be at least 2, got 1\."):
-        loss_along_line("a", "b", first_weight, tmp_path / "between", points=1)
 
 
 @pytest.mark.parametrize(

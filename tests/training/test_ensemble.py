@@ -30,7 +30,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from sms_hf.training.ensemble import make_ensemble, mean_log_probabilities
-from sms_hf.training.weights import ignores_num_items_in_batch, shifts_labels
+from sms_hf.training.masked.repairs import ignores_num_items_in_batch, shifts_labels
 
 
 @pytest.fixture(autouse=True)

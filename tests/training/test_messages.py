@@ -107,7 +107,7 @@ def test_a_number_in_quotes(make_args, option, text):
 def test_other_settings_on_resume_name_what_differs_and_no_more(make_trainer):
     make_trainer({"num_phases": 1}).train()
     words = (
-        r"got others: arguments.num_candidates: 2 -> 3; arguments.learning_rate: 0.003 -> 0.0001. Resume with the same"
+        r"got others: arguments.learning_rate: 0.003 -> 0.0001; arguments.num_candidates: 2 -> 3. Resume with the same"
     )
     with pytest.raises(ValueError, match=words):
         make_trainer({"num_phases": 1, "num_candidates": 3, "learning_rate": 1e-4}).train(resume_from_checkpoint=True)

@@ -25,9 +25,10 @@ from transformers import (
 )
 
 import sms_hf
-from sms_hf import MaskedTrainerMixin, Masks, SparseSoupArguments, SparseSoupMixin, find_prunable, merge_lora, prune
+from sms_hf import MaskedTrainerMixin, Masks, SparseSoupArguments, SparseSoupMixin, find_prunable, prune
 from sms_hf.demo import demo_language_model, demo_sentences, demo_word_tokenizer
-from sms_hf.training.adapters import add_adapters, lora_layers, masked_delta
+from sms_hf.training import merge_lora
+from sms_hf.training.masked.adapters import add_adapters, lora_layers, masked_delta
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -8,14 +8,9 @@ import torch
 from conftest import tiny_t5
 from safetensors.torch import load_file
 
-from sms_hf.training.run_directory import (
-    DamagedError,
-    RunDirectory,
-    last_checkpoint,
-    read_record,
-    seal_checkpoint,
-    write_record,
-)
+from sms_hf.files.records import DamagedError, read_record, write_record
+from sms_hf.training.run.bench import Bench
+from sms_hf.training.run_directory import RunDirectory, last_checkpoint, read_or_discard, seal_checkpoint
 
 
 @pytest.fixture
@@ -31,7 +26,7 @@ def test_a_literal_record(folder):
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert written == {"score": 0.1}
     assert read_record(folder / "model.json") == written
-    assert RunDirectory(folder).whole(folder / "model.json") == written
+    assert read_or_discard(folder / "model.json") == written
     stored = json.loads((folder / "model.json").read_text())
     assert stored.pop("files") == {"model/weights": digest}
     assert set(stored) == {"score", "checksum"}
@@ -51,7 +46,7 @@ def test_damage_is_noticed(folder, damage, capsys):
         path.unlink()
     else:
         path.write_text("[1, 2]")
-    assert RunDirectory(folder).whole(record) is None
+    assert read_or_discard(record) is None
     assert "damaged, to be made again: " in (out := capsys.readouterr().out)
     assert str(path) in out
     assert not record.exists()
@@ -60,7 +55,7 @@ def test_damage_is_noticed(folder, damage, capsys):
 def test_a_record_alone_may_be_asked_for(folder):
     write_record(folder / "model.json", {"score": 0.1}, [folder / "model/weights"])
     (folder / "model/weights").unlink()
-    assert RunDirectory(folder).whole(folder / "model.json", files=False)["score"] == 0.1
+    assert read_or_discard(folder / "model.json", files=False)["score"] == 0.1
 
 
 def test_a_record_without_checksum_is_no_record(tmp_path):
@@ -161,8 +156,8 @@ def test_trials_that_were_scored_are_read_back(make_trainer, tmp_path, monkeypat
         (tmp_path / "run" / lost).unlink()
     scored = []
     again = make_trainer(settings)
-    evaluate = again._evaluate_copy
-    monkeypatch.setattr(again, "_evaluate_copy", lambda *args: scored.append(args) or evaluate(*args))
+    evaluate = Bench.evaluate
+    monkeypatch.setattr(Bench, "evaluate", lambda *args: scored.append(args) or evaluate(*args))
     again.train(resume_from_checkpoint=True)
     assert scored == []
     without_seconds = [
@@ -188,7 +183,7 @@ def test_a_kept_candidate_that_is_damaged_is_noticed_when_it_is_read(make_traine
         "evaluate_subsoups": lambda: trainer.evaluate_subsoups(sizes=(2,)),
     }
     ask_for[ask]()
-    flip(RunDirectory(trainer.args.output_dir).candidate(1, "candidate-2") / "model.safetensors")
+    flip(RunDirectory(trainer.args.output_dir).phase(1).candidate("candidate-2") / "model.safetensors")
     with pytest.raises(
         DamagedError, match=r"candidates of phase 1 .*candidate-2/model.safetensors does not match.*remove"
     ):
@@ -210,7 +205,7 @@ def test_the_lineage_of_a_finished_run_is_made_again(make_trainer, tmp_path, tex
 
 def test_diagnostics_of_a_finished_run_that_are_cut_are_noticed(make_trainer, tmp_path, capsys):
     make_trainer({"num_phases": 1}).train()
-    path = RunDirectory(tmp_path / "run").diagnostics_record(1)
+    path = RunDirectory(tmp_path / "run").phase(1).diagnostics
     path.write_text(path.read_text()[:50])
     capsys.readouterr()
     make_trainer({"num_phases": 1}).train(resume_from_checkpoint=True)
@@ -227,11 +222,11 @@ def test_a_phase_of_another_run_is_noticed(make_trainer, tmp_path, other, capsys
     make_trainer({"output_dir": str(tmp_path / "theirs"), **settings}, **theirs).train()
     mine, foreign = (RunDirectory(tmp_path / name) for name in ("mine", "theirs"))
     before = (mine.root / "model.safetensors").read_bytes()
-    shutil.rmtree(mine.phase(1))
-    shutil.copytree(foreign.phase(1), mine.phase(1))
-    shutil.rmtree(mine.phase(2))
+    shutil.rmtree(mine.phase(1).root)
+    shutil.copytree(foreign.phase(1).root, mine.phase(1).root)
+    shutil.rmtree(mine.phase(2).root)
     mine.final_record.unlink()
     capsys.readouterr()
     make_trainer({"output_dir": str(mine.root)}).train(resume_from_checkpoint=True)
-    assert f"of another run, to be made again: {mine.phase(1)}" in capsys.readouterr().out
+    assert f"of another run, to be made again: {mine.phase(1).root}" in capsys.readouterr().out
     assert (mine.root / "model.safetensors").read_bytes() == before

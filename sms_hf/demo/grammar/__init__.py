@@ -1,0 +1,1 @@
+"""English-German sentences from a small grammar with real agreement."""

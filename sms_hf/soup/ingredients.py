@@ -1,0 +1,123 @@
+"""Which candidates go into a soup."""
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .averaging import average_checkpoints
+
+
+@dataclass(frozen=True)
+class GreedyTrial:
+    """One step of the greedy selection: these ingredients were averaged and scored."""
+
+    ingredients: list[str]
+    score: float
+    accepted: bool
+
+
+def greedy_ingredients(
+    scores: Mapping[str, float], evaluate: Callable[[Mapping[str, float]], float], greater_is_better: bool = True
+) -> tuple[dict[str, float], list[GreedyTrial]]:
+    """
+    GreedySoup of Wortsman et al., "Model soups" (ICML 2022), with the tie rule of Sparse Model Soups.
+
+    Candidates are tried best first (equal scores keep their order). One stays if the average with it scores at least as
+    well as the average without it (`>=`; Wortsman et al. ask for `>`). So the result never scores below the best candidate.
+
+    Args:
+        scores (`Mapping[str, float]`): Candidate name -> its own score on the selection data.
+        evaluate (`Callable`): Ingredient -> weight, to the score of their average, on the same data and metric.
+        greater_is_better (`bool`, *optional*, defaults to `True`): `False` for a loss.
+
+    Returns:
+        The ingredients that were chosen, in the order of choice, each with weight 1, and every trial (the first is the best
+        candidate alone).
+    """
+    if not scores:
+        raise ValueError("A greedy soup needs at least one scored candidate, got none.")
+    sign = 1.0 if greater_is_better else -1.0
+    order = sorted(scores, key=lambda name: (math.isnan(scores[name]), -sign * scores[name]))
+    chosen, best = [order[0]], scores[order[0]]
+    trials = [GreedyTrial(list(chosen), best, True)]
+    for name in order[1:]:
+        score = evaluate(dict.fromkeys([*chosen, name], 1.0))
+        accepted = sign * score >= sign * best
+        trials.append(GreedyTrial([*chosen, name], score, accepted))
+        if accepted:
+            chosen, best = [*chosen, name], score
+    return dict.fromkeys(chosen, 1.0), trials
+
+
+def uniform_ingredients(
+    scores: Mapping[str, float], evaluate: Callable[[Mapping[str, float]], float], greater_is_better: bool = True
+) -> tuple[dict[str, float], list[GreedyTrial]]:
+    """UniformSoup: all candidates, in the order given, each with weight 1. Nothing is tried."""
+    return dict.fromkeys(scores, 1.0), []
+
+
+Choose = Callable[
+    [Mapping[str, float], Callable[[Mapping[str, float]], float], bool], tuple[dict[str, float], list[GreedyTrial]]
+]
+SOUP_METHODS: dict[str, Choose] = {"greedy": greedy_ingredients, "uniform": uniform_ingredients}
+"""
+Method name -> (scores, evaluate, greater_is_better) -> (ingredient -> weight, trials).
+
+Weights are divided by their sum. A method of your own is one more row: a softmax over scores, all subsets, ...
+"""
+
+
+def uniform_soup(folders: Sequence[str | Path], output: str | Path) -> Path:
+    """
+    Average all folders with equal weights: UniformSoup of Zimmer, Spiegel, Pokutta, "Sparse Model Soups" (ICLR 2024).
+
+    Args:
+        folders (`Sequence[str | Path]`): Model folders with one architecture and one mask.
+        output (`str` or `Path`): The folder to write.
+
+    Returns:
+        `Path`: `output`, an ordinary model folder.
+
+    Raises:
+        CheckpointError, MaskError: As in [`average_checkpoints`].
+    """
+    return average_checkpoints(folders, output)
+
+
+def greedy_soup(
+    folders: Sequence[str | Path],
+    score: Callable[[Path], float],
+    output: str | Path,
+    *,
+    greater_is_better: bool = True,
+) -> list[GreedyTrial]:
+    """
+    Average the folders that [`greedy_ingredients`] chooses.
+
+    Args:
+        folders (`Sequence[str | Path]`): Model folders with one architecture and one mask.
+        score (`Callable[[Path], float]`): Model folder -> score on selection data (never the test set). Called once for
+            every folder and at most `len(folders) - 1` times for trial soups.
+        output (`str` or `Path`): The folder to write.
+        greater_is_better (`bool`, *optional*, defaults to `True`): `False` for a loss.
+
+    Returns:
+        `list[GreedyTrial]`: Every trial with its score; the ingredients of the last accepted one are in the soup.
+
+    Raises:
+        CheckpointError, MaskError: As in [`average_checkpoints`].
+    """
+    paths = {str(folder): Path(folder) for folder in folders}
+    trial = Path(output).with_name(Path(output).name + ".trial")
+
+    def evaluate(weights: Mapping[str, float]) -> float:
+        return score(average_checkpoints([paths[name] for name in weights], trial, list(weights.values())))
+
+    try:
+        chosen, trials = greedy_ingredients({name: score(p) for name, p in paths.items()}, evaluate, greater_is_better)
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+    average_checkpoints([paths[name] for name in chosen], output, list(chosen.values()))
+    return trials

@@ -1,0 +1,28 @@
+"""What recipes stand on: settings, data, the dense model of a demo, the job."""
+
+from .data import from_hub, limit, read_files, read_hub, select_columns
+from .dense import demo_model
+from .job import as_perplexity, make_trainer, prepare, run
+from .models import model_for_classes
+from .settings import CommonArguments, FileArguments, FolderArguments, RecipeError, parse
+from .task import Task
+
+__all__ = [
+    "CommonArguments",
+    "FileArguments",
+    "FolderArguments",
+    "RecipeError",
+    "Task",
+    "as_perplexity",
+    "demo_model",
+    "from_hub",
+    "limit",
+    "make_trainer",
+    "model_for_classes",
+    "parse",
+    "prepare",
+    "read_files",
+    "read_hub",
+    "run",
+    "select_columns",
+]

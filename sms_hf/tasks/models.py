@@ -1,0 +1,52 @@
+"""Models of a recipe."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedModel
+
+from .data import from_hub
+
+
+def model_for_classes(
+    auto_class: Any, name: str, names: Sequence[str], seed: int, instead: str
+) -> tuple[PreTrainedModel, list[str]]:
+    """
+    A classifier of rows, images or pixels, and the names of the classes in the order of its outputs.
+
+    A head that is not for these classes is replaced, and a line says so.
+
+    Args:
+        auto_class (`type`): For example `AutoModelForImageClassification`.
+        names (`Sequence[str]`): Classes of the data; numbers stand for the model's own, in order.
+        seed (`int`): Of a new head; the global generator is left alone.
+        instead (`str`): As in [`from_hub`].
+    """
+    config: Any = from_hub(name, lambda: AutoConfig.from_pretrained(name), instead)
+    theirs, names = [config.id2label[i] for i in range(config.num_labels)], list(names)
+    order = common_order(theirs, names)
+    if not (order and all(label.isdigit() for label in names)):
+        config.id2label = dict(enumerate(order or names))
+        config.label2id = {label: i for i, label in config.id2label.items()}
+    options = {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, info = from_hub(name, lambda: auto_class.from_pretrained(name, **options), instead)
+        new = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+        if order is None and not new:  # As many classes, but others.
+            body, model = model.base_model.state_dict(), auto_class.from_config(config)
+            model.base_model.load_state_dict(body)
+            new = [key for key, _ in model.named_parameters() if not key.startswith(f"{model.base_model_prefix}.")]
+    if new:
+        print(f"{name} has no head for the classes {names} (its own: {theirs}): new are {', '.join(new)}.", flush=True)
+    return model, order or names
+
+
+def common_order(theirs: list[str], names: list[str]) -> list[str] | None:
+    """Our names in the order of the model's outputs; `None` where the model's classes are others."""
+    ours = {name.lower(): name for name in names}
+    if sorted(ours) == sorted(label.lower() for label in theirs):
+        return [ours[label.lower()] for label in theirs]
+    unnamed = all(name.isdigit() for name in names) or theirs == [f"LABEL_{i}" for i in range(len(theirs))]
+    return names if unnamed and len(theirs) == len(names) else None

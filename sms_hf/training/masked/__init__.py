@@ -1,0 +1,1 @@
+"""One training under a mask; all overrides of Trainer live here."""

@@ -1,0 +1,133 @@
+"""A candidate: ordinary training under a mask, from which a run can be resumed, stopped and scored."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from ...sparsity.masks import local
+from ...sparsity.schedules import allr_scale
+from ..arguments import SparseSoupArguments
+from ..plan.learning_rate import original_epochs, retrain_factor, shift_
+from ..processes.failures import Diverged
+from ..processes.groups import anyone
+from ..processes.say import say
+from ..processes.stopping import leave_if_wished, stop_wished
+from .masked_trainer import MaskedTrainerMixin
+
+
+@dataclass(frozen=True)
+class Norms:
+    """
+    What ALLR compares (Zimmer et al., ICLR 2023).
+
+    Attributes:
+        before, after (`float`): L2 norm of all weights and biases before and after pruning, the latter at most the former.
+        fraction (`float`): Removed of the prunable weights that were left, in `[0, 1)`.
+    """
+
+    before: float
+    after: float
+    fraction: float
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """
+    What the training of a candidate depends on besides its arguments.
+
+    Attributes:
+        norms ([`Norms`], *optional*): Around the pruning that it starts from, for ALLR.
+        window (`tuple[float, float]`): The part of one learning rate schedule that it goes through.
+    """
+
+    norms: Norms | None = None
+    window: tuple[float, float] = (0.0, 1.0)
+
+
+class CandidateMixin(MaskedTrainerMixin):
+    """
+    What a trainer does otherwise while it retrains a candidate, and what it tells the other processes meanwhile.
+
+    Attributes:
+        retraining ([`Retraining`], *optional*): Set by the run; `None` for every other trainer.
+    """
+
+    args: SparseSoupArguments
+    retraining: Retraining | None = None
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        self.args.processes.beat()
+        loss = super().training_step(*args, **kwargs)
+        # Scaled losses of fp16 overflow now and then; weights do not recover.
+        if self.retraining is not None and anyone(not torch.isfinite(loss)):
+            self._check_finite()
+        return loss
+
+    def prediction_step(self, *args, **kwargs):
+        self.args.processes.beat()
+        if self.retraining is None:  # A candidate saves first, after the step.
+            leave_if_wished()
+        return super().prediction_step(*args, **kwargs)
+
+    def _check_finite(self) -> None:
+        if anyone(not all_finite(self.model)):
+            raise Diverged(f"its weights are not finite after step {self.state.global_step}")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # Of sharded weights only the leader is here, with all that was gathered.
+        if self.retraining is not None and state_dict is None:
+            self._check_finite()
+        super()._save(output_dir, state_dict)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        # Where Trainer itself saves: what it had to do after this step is done, and is part of its state.
+        if self.retraining is not None and anyone(stop_wished()):
+            self._save_checkpoint(self.model, trial=None)
+            say(f"{Path(str(self.args.output_dir)).name}: saved at step {self.state.global_step}")
+            leave_if_wished(True)
+
+    # ---- Learning rate -----------------------------------------------------------------------------------------------
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.retraining is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        start, stop = self.retraining.window
+        whole = round(num_training_steps / (stop - start))
+        if self.args.retrain_schedule is None:
+            scheduler = super().create_scheduler(whole, optimizer)
+        else:
+            per_epoch = self._steps_per_epoch(num_training_steps)
+            scale = self._allr_scale(num_training_steps / per_epoch)
+            factor = retrain_factor(self.args, whole, per_epoch, scale)
+            scheduler = self.lr_scheduler = LambdaLR(cast("Any", optimizer or self.optimizer), factor)
+            self._created_lr_scheduler = True
+        if start > 0:
+            shift_(scheduler, round(start * whole))
+        return scheduler
+
+    def _steps_per_epoch(self, num_training_steps: int) -> float:
+        if self.args.max_steps <= 0:
+            return num_training_steps / self.args.num_train_epochs
+        if not hasattr(self.train_dataset, "__len__"):
+            raise ValueError(
+                f"retrain_schedule={self.args.retrain_schedule!r} needs a train_dataset whose length is known. Choose 'llr', or "
+                "leave retrain_schedule out."
+            )
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return max(len(cast("Any", self.train_dataset)) / batch, 1.0)
+
+    def _allr_scale(self, epochs: float) -> float:
+        norms = self.retraining and self.retraining.norms
+        if self.args.retrain_schedule != "allr" or norms is None:
+            return 1.0
+        return allr_scale(norms.before, norms.after, norms.fraction, epochs, original_epochs(self.args))
+
+
+@torch.no_grad()
+def all_finite(model: torch.nn.Module) -> bool:
+    """Whether no parameter holds NaN or infinity; of sharded ones, the share of this process."""
+    return all(bool(torch.isfinite(local(p)).all()) for p in model.parameters())

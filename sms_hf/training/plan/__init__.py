@@ -1,0 +1,1 @@
+"""Pure values: what a run will do."""

@@ -1,0 +1,265 @@
+"""
+The methods of the paper and their neighbours, as rows of one table: each turns the user's options into phases.
+
+Everything that a method is lies in its phases: who is retrained, for how long, from which weights, and what becomes of
+the candidates. The trainer carries out phases and knows no method.
+
+The budget of retraining is `num_phases * num_train_epochs` for every method that trains one model (two exceptions:
+`pruned` and `one-shot`, which have one phase by definition), and the number of candidates times as much for those that
+average and for `imp-mx`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...choices import check_choice
+from ...sparsity.schedules import check_sparsity, gradual_sparsities, num_pruning_events, phase_sparsities
+from .candidates import SEED_STRIDE, Candidate, Phase
+
+
+@dataclass(frozen=True)
+class Request:
+    """
+    What the user asks for.
+
+    Attributes:
+        target_sparsity (`float`): In `[0, 1)`.
+        num_phases (`int`): At least 1.
+        variants (`list[dict]`): Overrides of the candidates of the first phase, each with its seed.
+        num_train_epochs (`float`): Epochs of retraining per phase; `max_steps`, where positive, counts instead of it.
+        max_steps (`int`): Optimizer steps per phase, or -1.
+        warmup_steps (`float`): As in `TrainingArguments`: below 1 a fraction, else steps.
+        pruning_interval (`float`, *optional*): Epochs between two pruning events of GMP and DPF.
+        dense_train_epochs (`float`, *optional*): Epochs that BIMP trains before it prunes.
+        original_num_epochs (`float`, *optional*): Epochs of the training that made the dense model, for ALLR.
+    """
+
+    target_sparsity: float
+    num_phases: int
+    variants: list[dict[str, Any]]
+    num_train_epochs: float = 3.0
+    max_steps: int = -1
+    warmup_steps: float = 0.0
+    pruning_interval: float | None = None
+    dense_train_epochs: float | None = None
+    original_num_epochs: float | None = None
+
+    @property
+    def budget(self) -> float:
+        """Epochs that a method which trains one model has in all."""
+        return self.num_phases * self.num_train_epochs
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    A row of the table.
+
+    Attributes:
+        plan (`Callable`): [`Request`] -> phases.
+        averages (`bool`): Whether the number of candidates matters.
+        prunes_while_training (`bool`): Whether masks change while a candidate is trained.
+    """
+
+    plan: Callable[[Request], list[Phase]]
+    averages: bool = False
+    prunes_while_training: bool = False
+
+
+def make_plan(method: str, request: Request) -> list[Phase]:
+    """
+    The phases of a run.
+
+    Raises:
+        ValueError: For an unknown method, or options that make no sense.
+    """
+    check_choice("pruning_method", method, sorted(METHODS))
+    check_sparsity("target_sparsity", request.target_sparsity)
+    phase_sparsities(request.target_sparsity, request.num_phases)
+    if request.num_train_epochs <= 0 and request.max_steps <= 0 and method != "pruned":
+        raise ValueError(
+            f"num_train_epochs must be above 0, got {request.num_train_epochs}. Set it, or max_steps, or choose "
+            "pruning_method='pruned' to see what pruning alone does."
+        )
+    return METHODS[method].plan(request)
+
+
+# ---- Prune, then retrain -------------------------------------------------------------------------------------------------
+
+
+def _pruned(request: Request) -> list[Phase]:
+    """Pruned once, not retrained at all: the floor of the table."""
+    untrained = {**request.variants[0], "num_train_epochs": 0.0, "max_steps": -1}
+    return [Phase(1, request.target_sparsity, _candidates([untrained], 1))]
+
+
+def _one_shot(request: Request) -> list[Phase]:
+    """Han et al. 2015: pruned once, retrained once."""
+    return _iterative(replace(request, num_phases=1, variants=request.variants[:1]))
+
+
+def _imp(request: Request) -> list[Phase]:
+    """Iterative magnitude pruning: Sparse Model Soups (Zimmer et al., ICLR 2024), Algorithm 1 with `m = 1`."""
+    return _iterative(replace(request, variants=request.variants[:1]))
+
+
+def _imp_mx(request: Request) -> list[Phase]:
+    """IMP whose every phase is `m` times as long, with one schedule stretched over it: the epochs of a soup in series."""
+    longer = lasting(request, request.variants[0], len(request.variants))
+    return _iterative(replace(request, variants=[longer]))
+
+
+def _sms(request: Request) -> list[Phase]:
+    """Sparse Model Soups (Zimmer, Spiegel, Pokutta, ICLR 2024), Algorithm 1."""
+    return _iterative(request)
+
+
+def _imp_reprune(request: Request) -> list[Phase]:
+    """IMP-RePrune of the same paper: `m` whole runs of IMP, averaged at the end, pruned to the goal again."""
+    return _separate_runs(request, "reprune")
+
+
+def _imp_avg(request: Request) -> list[Phase]:
+    """IMP-RePrune without pruning again: denser than the goal. The paper names it but does not define it: assumed."""
+    return _separate_runs(request, "average")
+
+
+def _iterative(request: Request, first: int = 1) -> list[Phase]:
+    """`num_phases` phases, numbered from `first`."""
+    sparsities = phase_sparsities(request.target_sparsity, request.num_phases)
+    return [Phase(j, sparsity, _candidates(request.variants, j)) for j, sparsity in enumerate(sparsities, start=first)]
+
+
+def _separate_runs(request: Request, merge: str) -> list[Phase]:
+    *early, last = _iterative(request)
+    alone = [replace(phase, own_parents=phase.number > 1, merge="none") for phase in early]
+    return [*alone, replace(last, own_parents=last.number > 1, merge=merge)]
+
+
+# ---- Prune during training -----------------------------------------------------------------------------------------------
+
+
+def _gmp(request: Request) -> list[Phase]:
+    """Gradual magnitude pruning (Zhu and Gupta 2017): one training, pruned along the cubic schedule, no recovery."""
+    return _gradual(request, feedback=False)
+
+
+def _dpf(request: Request) -> list[Phase]:
+    """Dynamic pruning with feedback (Lin et al., ICLR 2020): GMP's sparsities, but the dense weights live on."""
+    return _gradual(request, feedback=True)
+
+
+def _gradual(request: Request, feedback: bool) -> list[Phase]:
+    interval = request.budget / 10 if request.pruning_interval is None else request.pruning_interval
+    sparsities = gradual_sparsities(request.target_sparsity, num_pruning_events(request.budget, interval))
+    events = tuple((j * interval / request.budget, sparsity) for j, sparsity in enumerate(sparsities, start=1))
+    whole = lasting(request, request.variants[0], request.num_phases)
+    return [Phase(1, 0.0, _candidates([whole], 1), events=events, feedback=feedback)]
+
+
+def _gmp_sms(request: Request) -> list[Phase]:
+    """
+    GMP cut into segments between its pruning events; in each, copies are trained and averaged.
+
+    The learning rate follows one schedule over all segments, the optimizer starts anew in each. The paper says that soups
+    go with pruning during training, not how: assumed.
+    """
+    return _segments(request)
+
+
+def _dpf_sms(request: Request) -> list[Phase]:
+    """
+    DPF in segments: the dense weights are averaged, the mask is taken from their average, and frozen in the last segment.
+
+    Assumed, as for GMP with soups.
+    """
+    *early, last = _segments(request)
+    return [
+        replace(phase, events=((0.0, phase.sparsity),), feedback=True, keeps_dense=True) if phase.sparsity else phase
+        for phase in early
+    ] + [last]
+
+
+def _segments(request: Request) -> list[Phase]:
+    default = request.budget / (request.num_phases + 1)
+    interval = default if request.pruning_interval is None else request.pruning_interval
+    sparsities = [0.0, *gradual_sparsities(request.target_sparsity, num_pruning_events(request.budget, interval))]
+    borders = [j * interval / request.budget for j in range(len(sparsities))] + [1.0]
+    phases = []
+    for number, sparsity in enumerate(sparsities, start=1):
+        start, stop = borders[number - 1 : number + 1]
+        variants = [lasting(request, variant, (stop - start) * request.num_phases) for variant in request.variants]
+        phases.append(Phase(number, sparsity, _candidates(variants, number), window=(start, stop)))
+    return phases
+
+
+def _bimp(request: Request) -> list[Phase]:
+    """BIMP (Zimmer et al., ICLR 2023): a short dense training, then IMP with ALLR, all within one budget."""
+    return _budgeted(replace(request, variants=request.variants[:1]))
+
+
+def _bimp_sms(request: Request) -> list[Phase]:
+    """BIMP whose phases after the dense training are soups. Assumed, as for GMP with soups."""
+    return _budgeted(request)
+
+
+def _budgeted(request: Request) -> list[Phase]:
+    dense = request.budget / 2 if request.dense_train_epochs is None else request.dense_train_epochs
+    if not 0 < dense < request.budget:
+        raise ValueError(
+            f"dense_train_epochs must lie between 0 and num_phases * num_train_epochs = {request.budget:g}, the whole budget, "
+            f"got {dense:g}. The rest of the budget is retraining."
+        )
+    if request.max_steps > 0 and request.original_num_epochs is None:
+        raise ValueError(
+            "BIMP with max_steps needs original_num_epochs, the epochs that its learning rate is relative to. Set it, or "
+            "give num_train_epochs instead of max_steps."
+        )
+    share = dense / request.budget
+    dense_variant = lasting(request, request.variants[0], share * request.num_phases)
+    allr = {"retrain_schedule": "allr", "original_num_epochs": request.original_num_epochs or dense}
+    variants = [{**allr, **lasting(request, variant, 1 - share)} for variant in request.variants]
+    return [Phase(1, 0.0, _candidates([dense_variant], 1)), *_iterative(replace(request, variants=variants), first=2)]
+
+
+METHODS = {
+    "pruned": Method(_pruned),
+    "one-shot": Method(_one_shot),
+    "imp": Method(_imp),
+    "imp-mx": Method(_imp_mx, averages=True),
+    "imp-reprune": Method(_imp_reprune, averages=True),
+    "imp-avg": Method(_imp_avg, averages=True),
+    "sms": Method(_sms, averages=True),
+    "gmp": Method(_gmp, prunes_while_training=True),
+    "dpf": Method(_dpf, prunes_while_training=True),
+    "bimp": Method(_bimp),
+    "gmp-sms": Method(_gmp_sms, averages=True),
+    "dpf-sms": Method(_dpf_sms, averages=True, prunes_while_training=True),
+    "bimp-sms": Method(_bimp_sms, averages=True),
+}
+
+
+def lasting(request: Request, overrides: dict[str, Any], factor: float) -> dict[str, Any]:
+    """Overrides for a training `factor` times as long, with its schedule stretched; a factor of 1 changes nothing."""
+    if factor == 1:
+        return overrides
+    longer: dict[str, Any] = {}
+    steps = overrides.get("max_steps", request.max_steps)
+    if steps > 0:
+        longer["max_steps"] = max(round(steps * factor), 1)
+    else:
+        longer["num_train_epochs"] = overrides.get("num_train_epochs", request.num_train_epochs) * factor
+    warmup = overrides.get("warmup_steps", request.warmup_steps)
+    if warmup >= 1:
+        longer["warmup_steps"] = round(warmup * factor)
+    return {**overrides, **longer}
+
+
+def _candidates(variants: list[dict[str, Any]], number: int) -> tuple[Candidate, ...]:
+    """Candidates of one phase: later phases see the data in another order."""
+    offset = SEED_STRIDE * (number - 1)
+    return tuple(
+        Candidate(f"candidate-{i}", {**overrides, "seed": overrides["seed"] + offset})
+        for i, overrides in enumerate(variants, start=1)
+    )

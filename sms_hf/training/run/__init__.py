@@ -1,0 +1,1 @@
+"""The run, told top to bottom."""

@@ -1,0 +1,199 @@
+"""The one door to models: copies of the user's model that are loaded, pruned, scored and saved."""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback
+
+from ...sparsity.masks import Masks
+from ...sparsity.patterns import nm_skipped
+from ...sparsity.pruning import find_weights, prune
+from ..arguments import SparseSoupArguments
+from ..batch_norm import has_batch_norm, recalibrate_batch_norm_
+from ..masked.checkpoints import Source, load_tensors_, load_weights_
+from ..masked.repairs import forget_accelerate_
+from ..plan.candidates import Phase
+from ..run_directory import remove_unfinished
+from ..spawning import own_collator, silent_args, spawn
+from .records import without_timings
+
+
+class Bench:
+    """
+    What can be done with a model of a run, whoever's weights it holds.
+
+    Args:
+        trainer: The user's. Its model only serves to be copied, its data to be read; every score is made by a fresh trainer
+            of its class.
+    """
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.args: SparseSoupArguments = trainer.args
+        self.metric, self.greater_is_better = self.args.selection_metric
+
+    # ---- The user's trainer ------------------------------------------------------------------------------------------
+
+    def release_(self) -> None:
+        """Make the trainer's model plain again and move it off the accelerator: from here on it only serves to be copied."""
+        trainer = self.trainer
+        forget_accelerate_(trainer.model)
+        trainer.accelerator.free_memory()
+        trainer.model_wrapped = trainer.model.to("cpu")
+
+    def hold_(self, folder: Path) -> None:
+        """Make the trainer that of the model in a folder."""
+        trainer = self.trainer
+        load_weights_(trainer.model, folder)
+        trainer.masks = Masks.of(folder)
+        trainer._move_model_to_device(trainer.model, self.args.device)
+
+    # ---- Weights -----------------------------------------------------------------------------------------------------
+
+    def copy(self) -> nn.Module:
+        return copy.deepcopy(self.trainer.model)
+
+    def load(self, folder: Path, phase: Phase | None = None) -> nn.Module:
+        """A copy with the weights of a folder; dense ones (DPF) are pruned as the phase says."""
+        model = self.copy()
+        load_weights_(model, folder)
+        if phase is not None and phase.keeps_dense:
+            self.prune_(model, phase.sparsity, None, phase.number)
+            self.recalibrate_(model)
+        else:
+            Masks.of(folder).check(model)
+        return model
+
+    def load_from(self, source: Source) -> nn.Module:
+        """A copy with the weights of whatever holds them by name."""
+        model = self.copy()
+        load_tensors_(model, source)
+        return model
+
+    def save(self, model: nn.Module, masks: Masks | None, folder: Path) -> None:
+        """Write a model folder as the user's trainer does, with the names of the state dict."""
+        remove_unfinished(folder)
+        with self._holding(model, masks):
+            self.trainer.save_named(folder)
+
+    @contextmanager
+    def _holding(self, model: nn.Module, masks: Masks | None):
+        trainer = self.trainer
+        before, their_masks = trainer.model, trainer.masks
+        trainer.masks, trainer.model = None, model
+        try:
+            trainer.masks = masks
+            yield
+        finally:
+            trainer.masks, trainer.model = None, before
+            trainer.masks = their_masks
+
+    # ---- Pruning -----------------------------------------------------------------------------------------------------
+
+    def prune_(self, model: nn.Module, sparsity: float, within: Masks | None, number: int) -> Masks:
+        """Prune a model in place as the arguments say; `number`: the phase, for the random criterion."""
+        if within is not None and within.num_kept == within.num_weights:
+            within = None  # Nothing is gone yet.
+        return prune(
+            model,
+            sparsity,
+            scope=self.args.pruning_scope,
+            criterion=self.args.pruning_criterion,
+            pattern=self.args.pruning_pattern,
+            target_modules=self.args.target_modules,
+            exclude_modules=self.args.exclude_modules,
+            max_sparsity_per_layer=self.args.max_sparsity_per_layer,
+            within=within,
+            seed=self.args.seed + number,
+            calibration=self._calibration,
+        )
+
+    def _calibration(self, model: nn.Module) -> Iterator[torch.Tensor]:
+        """Losses of the first batches of the training data, for criteria that look at data."""
+        judge = self.judge(model)
+        with torch.random.fork_rng():
+            loader = self.loader(self.trainer.train_dataset)
+            torch.manual_seed(self.args.seed)
+            for batch in islice(loader, self.args.calibration_batches):
+                with judge.compute_loss_context_manager():
+                    loss = judge.compute_loss(model, judge._prepare_inputs(dict(batch)))
+                yield loss
+
+    def all_kept(self, model: nn.Module) -> Masks:
+        """Masks of the parameters that pruning will cover, before it has removed anything."""
+        pattern, targets, excluded = self.args.pruning_pattern, self.args.target_modules, self.args.exclude_modules
+        weights = find_weights(model, pattern, targets, excluded)
+        return Masks.all_kept(weights)
+
+    def skipped_by_pattern(self, model: nn.Module) -> dict[str, str]:
+        """Prunable tensors that an N:M pattern leaves whole -> why."""
+        return nm_skipped(model, self.args.pruning_pattern, self.args.target_modules, self.args.exclude_modules)
+
+    # ---- Scores ------------------------------------------------------------------------------------------------------
+
+    def judge(self, model: nn.Module) -> Any:
+        """A silent trainer of a model, by the run's own arguments."""
+        judge = spawn(self.trainer, model, silent_args(self.args))
+        judge.remove_callback(PrinterCallback)
+        judge.remove_callback(ProgressCallback)
+        return judge
+
+    def evaluate(self, model: nn.Module, dataset: Any = None) -> dict[str, float]:
+        """Metrics on the evaluation set (or another) by the run's own arguments, whatever the candidate's were."""
+        results = without_timings(self.judge(model).evaluate(dataset)).items()
+        metrics = {name.removeprefix("eval_"): value for name, value in results if name.startswith("eval_")}
+        if self.metric not in metrics:
+            returned = ", ".join(sorted(metrics)) or "none: its data have no labels"
+            raise ValueError(
+                f"metric_for_best_model must be a metric that the evaluation returns ({returned}), got {self.metric!r}. "
+                "Return it from compute_metrics, or choose another."
+            )
+        return metrics
+
+    @torch.no_grad()
+    def batch_loss(self, model: nn.Module, batch: Mapping[str, Any]) -> float:
+        """Loss on one batch, in evaluation mode."""
+        judge = self.judge(model)
+        model.eval()
+        with judge.compute_loss_context_manager():
+            return float(judge.compute_loss(model, judge._prepare_inputs(dict(batch))))
+
+    def first_batch(self) -> Any:
+        """The first batch of the evaluation data."""
+        return next(iter(self.loader()))
+
+    def loader(self, dataset: Any = None) -> Any:
+        """The evaluation data, or other data in their own order: no rows shuffled, no labels smoothed."""
+        with own_collator(self.trainer):
+            return self.trainer.get_eval_dataloader(dataset)
+
+    # ---- Batch norm --------------------------------------------------------------------------------------------------
+
+    @property
+    def recalibrates(self) -> bool:
+        return self.args.bn_recalibration_fraction > 0 and has_batch_norm(self.trainer.model)
+
+    def recalibrate_(self, model: nn.Module, at_most: int | None = None) -> None:
+        """
+        Estimate the statistics of batch norms again: those of an average are not the average of the statistics.
+
+        `at_most`: so many batches, where an estimate is enough.
+        """
+        if not self.recalibrates:
+            return
+        data = self.trainer.train_dataset
+        with torch.random.fork_rng():
+            loader = self.loader(data)
+            torch.manual_seed(self.args.seed)  # A collator that draws numbers draws the same ones.
+            # A stream has no length; its training has max_steps.
+            length = len(loader) if hasattr(data, "__len__") else self.args.max_steps
+            batches = math.ceil(self.args.bn_recalibration_fraction * length)
+            model.to(self.args.device)
+            recalibrate_batch_norm_(model, loader, batches if at_most is None else min(batches, at_most))

@@ -1,0 +1,104 @@
+"""From the candidates of a phase to one model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...files.records import write_record
+from ...soup.averaging import Average, average_checkpoints
+from ...soup.ingredients import SOUP_METHODS
+from ...sparsity.masks import Masks, check_fingerprint
+from ..plan.candidates import Phase
+from ..processes.stopping import leave_if_wished
+from ..run_directory import PhaseFolder, read_or_discard, remove
+from .bench import Bench
+from .diagnosing import diagnose_candidates, diagnose_soup
+
+
+def merge(
+    bench: Bench, phase: Phase, folder: PhaseFolder, records: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Choose ingredients, average and score them: the soup's record, and the diagnostics made before anything was tried."""
+    usable = {record["name"]: record for record in records if not record["failure"]}
+    for record in usable.values() if not phase.keeps_dense else ():
+        own = folder.candidate(record["name"])
+        check_fingerprint(Masks.of(own), record["mask_fingerprint"], str(own))
+
+    def average_of(weights: Mapping[str, float], batches: int | None = None) -> Path:
+        return average(bench, phase, folder, weights, folder.trial, batches=batches)
+
+    diagnostics = read_or_discard(folder.diagnostics) or write_record(
+        folder.diagnostics, _survive(lambda: diagnose_candidates(bench, phase, folder, usable, average_of))
+    )
+    # Equal ingredients give equal bytes, so what was scored once, a candidate or a trial, is not scored again.
+    metrics_of: dict[str, dict[str, float]] = {name: record["metrics"] for name, record in usable.items()}
+    metrics_of |= read_or_discard(folder.trials) or {}
+
+    def evaluate(weights: Mapping[str, float]) -> float:
+        key = _formula(weights)
+        if key not in metrics_of:
+            metrics_of[key] = bench.evaluate(bench.load(average_of(weights), phase))
+            write_record(folder.trials, metrics_of)
+        return metrics_of[key][bench.metric]
+
+    method = bench.args.soup_method if phase.merge == "soup" else "uniform"
+    scores = {name: record["score"] for name, record in usable.items()}
+    chosen, trials = SOUP_METHODS[method](scores, evaluate, bench.greater_is_better)
+    remove(folder.trial)
+    soup = average(bench, phase, folder, chosen, folder.soup)
+    metrics = metrics_of.get(_formula(chosen)) or bench.evaluate(bench.load(soup, phase))
+    record = {
+        "ingredients": list(chosen),
+        "weights": list(chosen.values()),
+        "score": metrics[bench.metric],
+        "metrics": dict(metrics),
+        "trials": [vars(trial) for trial in trials],
+    }
+    if phase.keeps_dense:
+        return record | {"sparsity": phase.sparsity}, diagnostics
+    masks = Masks.of(soup)
+    record |= {"sparsity": masks.sparsity(), "sparsity_per_tensor": masks.sparsity_per_tensor()}
+    found = _survive(lambda: diagnose_soup(bench, phase, folder, masks, list(chosen)))
+    return record, {**diagnostics, **found, "warnings": diagnostics["warnings"] + found["warnings"]}
+
+
+def average(
+    bench: Bench,
+    phase: Phase,
+    folder: PhaseFolder,
+    weights: Mapping[str, float],
+    output: Path,
+    batches: int | None = None,
+) -> Path:
+    """
+    Average candidates (name -> weight) as their phase says.
+
+    `batches`: at most so many for the statistics of batch norms.
+    """
+    leave_if_wished()
+    folders, shares, union = [folder.candidate(n) for n in weights], list(weights.values()), phase.merge != "soup"
+    remove(output)  # The new average would lie beside the old one until it is whole.
+    recalibrates = bench.recalibrates and not phase.keeps_dense
+    if phase.merge != "reprune" and not recalibrates:
+        return average_checkpoints(folders, output, shares, union_of_masks=union)
+    with Average(folders, shares, union_of_masks=union) as averaged:
+        model, masks = bench.load_from(averaged), averaged.masks
+    if phase.merge == "reprune":
+        masks = bench.prune_(model, phase.sparsity, masks, phase.number)
+    if recalibrates:
+        bench.recalibrate_(model, batches)
+    bench.save(model, masks, output)
+    return output
+
+
+def _formula(weights: Mapping[str, float]) -> str:
+    """The name of an average: `candidate-1+candidate-3`, and the weights where they are not 1."""
+    return "+".join(name if weight == 1 else f"{weight!r}*{name}" for name, weight in weights.items())
+
+
+def _survive(diagnose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Hours of training must not be lost to a measurement: where one fails, the report and a line say so."""
+    try:
+        return diagnose()
+    except Exception as error:
+        return {"warnings": [f"diagnostics failed: {type(error).__name__}: {error}"]}

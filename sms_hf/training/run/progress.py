@@ -1,0 +1,48 @@
+"""The lines that a run prints while it goes on."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ...report.table import describe
+from ..plan.candidates import Phase
+
+
+def dense_line(metrics: Mapping[str, float], metric: str) -> str:
+    return f"dense model: {metric} {metrics[metric]:.4g}"
+
+
+def parent_line(phase: Phase, num_phases: int, parent: Mapping[str, Any]) -> str:
+    what = (
+        f"{parent['sparsity']:.2%} of the prunable weights removed, {parent['num_kept']:,} of {parent['num_weights']:,} kept "
+        f"({parent['model_sparsity']:.2%} of all weights removed)"
+    )
+    emptied = [name for name, sparsity in parent["sparsity_per_tensor"].items() if sparsity == 1.0]
+    if emptied:
+        more = f" and {len(emptied) - 3} more" if len(emptied) > 3 else ""
+        what += f"; EMPTIED: {', '.join(emptied[:3])}{more}, pruning_scope 'uniform' or max_sparsity_per_layer prevents that"
+    if parent["skipped_by_pattern"]:
+        what += f"; left whole by the pattern: {', '.join(parent['skipped_by_pattern'])}"
+    if phase.events:
+        how = "the dense weights live on behind the mask" if phase.feedback else "gone weights stay gone"
+        what = f"pruned to {phase.final_sparsity:.2%} while it is trained, {how}"
+    return f"phase {phase.number} of {num_phases}: {what}"
+
+
+def candidate_line(number: int, record: Mapping[str, Any], metric: str) -> str:
+    result = f"failed, left out: {record['failure']}" if record["failure"] else f"{metric} {record['score']:.4g}"
+    settings = describe(record["overrides"])
+    return (
+        f"phase {number}, {record['name']} ({settings}): {result}, {record['steps']} steps, {record['seconds']:.0f} s"
+    )
+
+
+def soup_lines(phase: Mapping[str, Any], metric: str) -> Iterator[str]:
+    """The end of a phase, and a line for every pair of candidates that share no basin."""
+    line = (
+        f"phase {phase['number']}: mean candidate {phase['mean_score']:.4g}, best candidate {phase['best_score']:.4g}"
+    )
+    if phase["soup"]:
+        line += f", soup of {len(phase['soup']['ingredients'])} {phase['soup']['score']:.4g}"
+    yield f"{line} ({metric})"
+    for warning in phase["diagnostics"].get("warnings", []):
+        yield f"phase {phase['number']}: {warning}"

@@ -1,0 +1,97 @@
+"""Candidates on real processes: the same soup, bit for bit, for any number of them."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import json
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from conftest import collate, reversal, tiny_t5
+from sms_hf import SparseSoupTrainer, SparseSoupTrainingArguments
+from transformers import TrainerCallback
+
+class Fail(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if "candidate-2" in args.output_dir and "phase-2" in args.output_dir:
+            raise RuntimeError("the cat sat on the keyboard")
+
+notes = {{"held": {{}}}}
+for method in ["sms"] if "fail" in sys.argv else ["sms", "imp-reprune", "dpf-sms"]:
+    args = SparseSoupTrainingArguments(
+        output_dir=sys.argv[1] + "/" + method, pruning_method=method, target_sparsity=0.75, num_phases=2, num_candidates=3,
+        num_train_epochs=1, learning_rate=3e-3, per_device_train_batch_size=4, save_strategy="no", pruning_scope="uniform",
+        soup_method="uniform", keep_candidates=method == "sms", report_to="none", disable_tqdm=True,
+        dataloader_pin_memory=False, use_cpu=True, min_candidates=3 if "fail" in sys.argv else 1,
+    )
+    trainer = SparseSoupTrainer(
+        model=tiny_t5(), args=args, train_dataset=reversal(24), eval_dataset=reversal(10, seed=1), data_collator=collate,
+        callbacks=[Fail()] if "fail" in sys.argv else None,
+    )
+    trainer.train()
+    notes["held"][method] = trainer.evaluate()["eval_loss"]
+    if args.keep_candidates:
+        subsoups = trainer.evaluate_subsoups(sizes=(2, 3))
+        notes["asked"] = [trainer.evaluate_ensemble()["loss"], str(subsoups)]
+# A file of its own: lines of several processes can break into each other in a pipe.
+Path(f"{{sys.argv[1]}}/notes-{{args.processes.rank}}.json").write_text(json.dumps(notes))
+import torch.distributed
+assert not torch.distributed.is_initialized(), "nothing collective is left behind"
+"""
+
+
+def launch(tmp_path, processes, *options):
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[2])))
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script)]
+    if processes > 1:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(processes),
+            str(script),
+        ]
+    folder = tmp_path / f"run-{processes}"
+    result = subprocess.run(
+        [*command, str(folder), *options], env=environment, capture_output=True, text=True, timeout=300
+    )
+    return folder, result
+
+
+def sha(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_one_two_and_three_processes_give_the_same_models(tmp_path):
+    models, notes = {}, {}
+    for processes in (1, 2, 3):
+        folder, result = launch(tmp_path, processes)
+        assert result.returncode == 0, result.stderr[-3000:]
+        models[processes] = {str(p.relative_to(folder)): sha(p) for p in folder.rglob("*.safetensors")}
+        notes[processes] = [json.loads((folder / f"notes-{rank}.json").read_text()) for rank in range(processes)]
+    # Of a method: the final model, the soups of its phases (two, one and three), and their masks, less those of the dense
+    # weights that dpf-sms keeps; of sms also six candidates and two parents.
+    assert len(models[1]) == (6 + 16) + 4 + 7
+    assert models[1] == models[2] == models[3]
+    assert list(notes[1][0]["held"]) == ["sms", "imp-reprune", "dpf-sms"]
+    # Every process holds the soup of each method; sub-soups and the ensemble do not depend on processes either.
+    assert all(note == notes[1][0] for held in notes.values() for note in held)
+
+
+@pytest.mark.parametrize("processes", [2])
+def test_a_process_that_fails_ends_the_run_with_its_reason(tmp_path, processes):
+    folder, result = launch(tmp_path, processes, "fail")
+    assert result.returncode != 0
+    assert "the cat sat on the keyboard" in result.stderr
+    assert not (folder / "model.safetensors").exists()
