@@ -18,6 +18,8 @@ from .processes.launch import join_processes
 from .processes.sharding import defer_sharding_, wants_sharding
 from .processes.store import Processes
 
+RETRAINED = ("all", "biases-and-norms")
+
 _TrainingArguments = TrainingArguments if TYPE_CHECKING else object
 
 
@@ -39,7 +41,8 @@ class SparseSoupArguments(_TrainingArguments):
         metadata={
             "help": "'sms': sparse model soups. One model: 'pruned' (not retrained), 'one-shot', 'imp', 'imp-mx' (IMP, "
             "retrained as long as all candidates together), 'gmp', 'dpf', 'bimp' (one training of num_phases x "
-            "num_train_epochs, pruned meanwhile). Several: 'imp-reprune', 'imp-avg', 'gmp-sms', 'dpf-sms', 'bimp-sms'.",
+            "num_train_epochs, pruned meanwhile), 'gmp-mx'. Several: 'gmp-soup' (GMP, whose last part is trained by all "
+            "candidates), 'imp-reprune', 'imp-avg', 'gmp-sms', 'dpf-sms', 'bimp-sms'.",
             "choices": sorted(METHODS),
         },
     )
@@ -131,8 +134,28 @@ class SparseSoupArguments(_TrainingArguments):
     pruning_interval: float | None = field(
         default=None,
         metadata={
-            "help": "GMP and DPF: epochs between two pruning events. Default: a tenth of the training; with soups so many that "
-            "there are num_phases events."
+            "help": "GMP and DPF: epochs between two pruning events, the last one such an interval before the end. Default: 12 "
+            "events until pruning_end; with soups between them num_phases events."
+        },
+    )
+    pruning_end: float | None = field(
+        default=None,
+        metadata={
+            "help": "GMP and DPF: fraction of the training, in (0, 1), after which nothing more is pruned. Default: 0.55; with "
+            "pruning_interval, or soups between events, an interval before the end."
+        },
+    )
+    phase_shares: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "IMP, SMS and their kin: each phase's part of the epochs of all phases, as 0.25 0.75. Default: equal."
+        },
+    )
+    shared_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "SMS: part of the epochs of all candidates of a phase, in [0, 1), that is trained as one model before they "
+            "part. 0: as in the paper."
         },
     )
     dense_train_epochs: float | None = field(
@@ -163,6 +186,25 @@ class SparseSoupArguments(_TrainingArguments):
     original_num_epochs: float | None = field(
         default=None,
         metadata={"help": "Epochs of the dense training, for 'allr', or with a name in original_schedule."},
+    )
+    retrained: str = field(
+        default="all",
+        metadata={
+            "help": "Which parameters candidates train: 'all', or 'biases-and-norms', a hundredth of them: little memory, and "
+            "weights stay those of the parent (PERP, Zimmer et al. 2023).",
+            "choices": list(RETRAINED),
+        },
+    )
+    distill_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the loss, in [0, 1], that asks candidates for the logits of the model before pruning (Hinton et "
+            "al. 2015). 0: none, and no forward pass of that model."
+        },
+    )
+    distill_temperature: float = field(
+        default=2.0,
+        metadata={"help": "Temperature, above 0, of both distributions in the distilled part of the loss."},
     )
     bn_recalibration_fraction: float = field(
         default=1.0,
@@ -198,6 +240,12 @@ class SparseSoupArguments(_TrainingArguments):
         check_options(self.pruning_scope, self.pruning_criterion, self.max_sparsity_per_layer, self.pruning_pattern)
         self._check_pattern()
         check_schedule(self)
+        check_choice("retrained", self.retrained, RETRAINED)
+        if not 0.0 <= self.distill_weight <= 1.0 or self.distill_temperature <= 0.0:
+            raise ValueError(
+                f"distill_weight must lie in [0, 1] and distill_temperature above 0, got {self.distill_weight} and "
+                f"{self.distill_temperature}."
+            )
         check_choice("sparse_format", self.sparse_format, FORMATS)
         if not 0.0 <= self.bn_recalibration_fraction <= 1.0:
             raise ValueError(f"bn_recalibration_fraction must lie in [0, 1], got {self.bn_recalibration_fraction}.")
@@ -227,9 +275,19 @@ class SparseSoupArguments(_TrainingArguments):
             self._check_plan()
 
     def _check_plan(self) -> None:
-        fewest = min(len(phase.candidates) for phase in self.make_plan())
+        fewest = min(len(phase.candidates) for phase in self.make_plan() if not phase.is_trunk)
         if self.min_candidates < 1 or self.min_candidates > max(fewest, 1):
             raise ValueError(f"min_candidates must lie between 1 and {fewest} candidates, got {self.min_candidates}.")
+        if self.retrained != "all" and METHODS[self.pruning_method].prunes_while_training:
+            raise ValueError(
+                f"Expected retrained='all' with pruning_method={self.pruning_method!r}, got {self.retrained!r}: what is pruned "
+                "while it is trained has to be trained. Take 'sms', 'imp' or their kin."
+            )
+        if self.shared_fraction and wants_sharding(self):
+            raise ValueError(
+                "Expected no fsdp with shared_fraction: the optimizer that candidates share lies in parts on several processes. "
+                "Leave one of the two out."
+            )
         looks_at_data = CRITERIA[self.pruning_criterion].observes is not None
         if looks_at_data and self.calibration_batches < 1:
             raise ValueError(f"calibration_batches must be at least 1, got {self.calibration_batches}.")
@@ -292,6 +350,9 @@ class SparseSoupArguments(_TrainingArguments):
             max_steps=self.max_steps,
             warmup_steps=self.warmup_steps,
             pruning_interval=self.pruning_interval,
+            pruning_end=self.pruning_end,
+            phase_shares=self.phase_shares,
+            shared_fraction=self.shared_fraction,
             dense_train_epochs=self.dense_train_epochs,
             original_num_epochs=self.original_num_epochs,
         )

@@ -43,6 +43,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "best": {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "save_total_limit": 1},
     "dpf": {"pruning_method": "dpf-sms"},
     "gmp": {"pruning_method": "gmp-sms"},
+    "soup": {"pruning_method": "gmp-soup"},
+    "shared": {"shared_fraction": 0.5},
     "reprune": {"pruning_method": "imp-reprune"},
     "both": {"sparse_format": "both", "keep_candidates": True},
     # Ends in the middle of an epoch, with a checkpoint of its last step.
@@ -52,7 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "raise": {},
 }
 """Name -> what differs from `SETTINGS`. The second candidate of `nan` gets weights that are no numbers, of `raise` an error."""
-HEALTHY = ("plain", "best", "dpf", "gmp", "reprune", "both", "steps", "unsaved")
+HEALTHY = ("plain", "best", "dpf", "gmp", "soup", "shared", "reprune", "both", "steps", "unsaved")
 FAILING = ("nan", "raise")
 
 

@@ -276,18 +276,20 @@ def _disk_bytes(
 ) -> int:
     """At the fullest: every phase while it is trained and while it is merged, and the end."""
     stay, wait, peak = 0, 0, 0  # Models that stay until the end, and those that wait for the next merge.
+    shared = 0  # Bytes of the optimizer of a trunk, until its branches are merged.
     for phase in plan:
         count, parents = len(phase.candidates), 0 if phase.own_parents else MODELS_BESIDE_CANDIDATES
         writing = sorted(
             (_checkpoint_bytes(args, facts, phase, c, num_examples) for c in phase.candidates), reverse=True
         )
         here = stay + wait + count
-        peak = max(peak, (here + parents) * facts.folder_bytes + sum(writing[:groups]))
+        shared = optimizer_bytes(args, phase.candidates[0].overrides, facts) if phase.is_trunk else shared
+        peak = max(peak, (here + parents) * facts.folder_bytes + sum(writing[:groups]) + shared)
         if phase.merge == "none":
             wait += count + parents
             continue
         kept_parent = parents if args.keep_candidates else 0
-        peak = max(peak, (here + kept_parent + MODELS_BESIDE_CANDIDATES) * facts.folder_bytes)
+        peak = max(peak, (here + kept_parent + MODELS_BESIDE_CANDIDATES) * facts.folder_bytes + shared)
         stay, wait = stay + 1 + (wait + count + parents if args.keep_candidates else 0), 0
     return max(peak, (stay + wait) * facts.folder_bytes + _final_bytes(plan, args, facts))
 
@@ -342,7 +344,8 @@ def _memory_bytes(args: SparseSoupArguments, facts: ModelFacts, phase: Phase, ca
     """Of one process on the device that trains a candidate, without activations; of a sharded candidate, its share."""
     masks = (2 if phase.feedback else 1) * facts.num_prunable * facts.itemsize
     gradients = facts.trainable * facts.itemsize
-    whole = facts.weight_bytes + gradients + optimizer_bytes(args, candidate.overrides, facts) + masks
+    teacher = facts.weight_bytes if _value(args, candidate.overrides, "distill_weight") > 0 else 0
+    whole = facts.weight_bytes + gradients + optimizer_bytes(args, candidate.overrides, facts) + masks + teacher
     return math.ceil(whole / (args.candidate_processes if wants_sharding(args) else 1))
 
 

@@ -144,7 +144,9 @@ def model_facts(model: nn.Module, args: SparseSoupArguments, other_bytes: int = 
         num_parameters=sum(p.numel() for p in parameters),
         weight_bytes=sum(stored.values()),
         num_prunable=sum(weight.numel() for weight in prunable.values()),
-        num_trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        num_trainable=sum(
+            p.numel() for p in parameters if p.requires_grad and (args.retrained == "all" or p.dim() < 2)
+        ),
         other_bytes=other_bytes,
     )
 

@@ -15,7 +15,9 @@ from ..processes.failures import Diverged
 from ..processes.groups import anyone
 from ..processes.say import say
 from ..processes.stopping import leave_if_wished, stop_wished
+from .distillation import distillation_loss
 from .masked_trainer import MaskedTrainerMixin
+from .optimizer_state import go_on_with_
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,14 @@ class Retraining:
     Attributes:
         norms ([`Norms`], *optional*): Around the pruning that it starts from, for ALLR.
         window (`tuple[float, float]`): The part of one learning rate schedule that it goes through.
+        optimizer (`Path`, *optional*): State of an optimizer to go on with.
+        teacher (`nn.Module`, *optional*): Whose logits it is asked for, on its device.
     """
 
     norms: Norms | None = None
     window: tuple[float, float] = (0.0, 1.0)
+    optimizer: Path | None = None
+    teacher: torch.nn.Module | None = None
 
 
 class CandidateMixin(MaskedTrainerMixin):
@@ -65,6 +71,19 @@ class CandidateMixin(MaskedTrainerMixin):
         if self.retraining is not None and anyone(not torch.isfinite(loss)):
             self._check_finite()
         return loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        teacher = None if self.retraining is None or not model.training else self.retraining.teacher
+        if teacher is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        given = dict(inputs)  # Trainer may take the labels out.
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        share = self.args.distill_weight
+        distilled = distillation_loss(
+            outputs, teacher, given, self.args.distill_temperature, self._loss_shifts_labels, num_items_in_batch
+        )
+        loss = (1 - share) * loss + share * distilled
+        return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, *args, **kwargs):
         self.args.processes.beat()
@@ -89,6 +108,13 @@ class CandidateMixin(MaskedTrainerMixin):
             self._save_checkpoint(self.model, trial=None)
             say(f"{Path(str(self.args.output_dir)).name}: saved at step {self.state.global_step}")
             leave_if_wished(True)
+
+    def create_optimizer(self, model=None):
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.retraining is not None and self.retraining.optimizer is not None:
+            go_on_with_(optimizer, self.retraining.optimizer)
+        return optimizer
 
     # ---- Learning rate -----------------------------------------------------------------------------------------------
 

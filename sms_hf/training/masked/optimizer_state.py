@@ -1,8 +1,11 @@
-"""What an optimizer remembers, across a resume."""
+"""What an optimizer remembers, across a resume and from a trunk to its branches."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from ...files.writing import whole_file
 
 
 def keep_state_dtypes_(optimizer: torch.optim.Optimizer) -> None:
@@ -29,3 +32,15 @@ def keep_state_dtypes_(optimizer: torch.optim.Optimizer) -> None:
 
     optimizer.register_load_state_dict_pre_hook(before)
     optimizer.register_load_state_dict_post_hook(after)
+
+
+def save_state(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Write what an optimizer remembers of every parameter; not its learning rate or other settings."""
+    with whole_file(path) as file:
+        torch.save(optimizer.state_dict()["state"], file)
+
+
+def go_on_with_(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Give a fresh optimizer what [`save_state`] wrote: moments and step counts; its settings stay its own."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -27,6 +27,8 @@ HYPERPARAMETERS = (
     "max_grad_norm",
     "label_smoothing_factor",
     "neftune_noise_alpha",
+    "distill_weight",
+    "distill_temperature",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
 )
@@ -61,6 +63,8 @@ class Phase:
         feedback (`bool`): While it is trained the dense weights live on behind the mask (DPF).
         keeps_dense (`bool`): The dense weights are what the phase hands on; they are pruned only to be scored.
         window (`tuple[float, float]`): The part of one learning rate schedule that this phase goes through.
+        is_trunk (`bool`): Its one candidate hands on the state of its optimizer, too: the next phase branches off from it.
+        branches (`bool`): Its candidates go on with the optimizer of the trunk before it.
     """
 
     number: int
@@ -72,6 +76,8 @@ class Phase:
     feedback: bool = False
     keeps_dense: bool = False
     window: tuple[float, float] = (0.0, 1.0)
+    is_trunk: bool = False
+    branches: bool = False
 
     @property
     def final_sparsity(self) -> float:

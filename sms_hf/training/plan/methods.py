@@ -17,6 +17,14 @@ from ...choices import check_choice
 from ...sparsity.schedules import check_sparsity, gradual_sparsities, num_pruning_events, phase_sparsities
 from .candidates import SEED_STRIDE, Candidate, Phase
 
+PRUNING_EVENTS = 12
+"""Of GMP and DPF, unless the interval between them is given."""
+PRUNING_END = 0.55
+"""
+Fraction of the training after which GMP and DPF prune no more. Sparse networks are under-trained (Kuznedelev et al., TMLR
+2024): what is left for the last mask decides more than how gently it was reached. docs/results.md has the measurement.
+"""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -31,6 +39,9 @@ class Request:
         max_steps (`int`): Optimizer steps per phase, or -1.
         warmup_steps (`float`): As in `TrainingArguments`: below 1 a fraction, else steps.
         pruning_interval (`float`, *optional*): Epochs between two pruning events of GMP and DPF.
+        pruning_end (`float`, *optional*): Fraction of the training after which GMP and DPF prune no more, in `(0, 1)`.
+        phase_shares (`list[float]`, *optional*): Each phase's part of the epochs of all phases; together 1.
+        shared_fraction (`float`): Part of the epochs of a phase that its candidates share before they part, in `[0, 1)`.
         dense_train_epochs (`float`, *optional*): Epochs that BIMP trains before it prunes.
         original_num_epochs (`float`, *optional*): Epochs of the training that made the dense model, for ALLR.
     """
@@ -42,6 +53,9 @@ class Request:
     max_steps: int = -1
     warmup_steps: float = 0.0
     pruning_interval: float | None = None
+    pruning_end: float | None = None
+    phase_shares: list[float] | None = None
+    shared_fraction: float = 0.0
     dense_train_epochs: float | None = None
     original_num_epochs: float | None = None
 
@@ -82,7 +96,23 @@ def make_plan(method: str, request: Request) -> list[Phase]:
             f"num_train_epochs must be above 0, got {request.num_train_epochs}. Set it, or max_steps, or choose "
             "pruning_method='pruned' to see what pruning alone does."
         )
+    _check_shares(method, request)
     return METHODS[method].plan(request)
+
+
+def _check_shares(method: str, request: Request) -> None:
+    shares, fraction = request.phase_shares, request.shared_fraction
+    if shares is not None and (len(shares) != request.num_phases or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6):
+        raise ValueError(
+            f"phase_shares must be num_phases={request.num_phases} fractions above 0 with a sum of 1, got {shares}. [0.25, 0.75] "
+            "gives the second of two phases three times the epochs of the first."
+        )
+    if not 0.0 <= fraction < 1.0:
+        raise ValueError(f"shared_fraction must lie in [0, 1), got {fraction}. 0: candidates part at once.")
+    if fraction and method != "sms":
+        raise ValueError(f"shared_fraction is for pruning_method='sms', got {method!r}. Leave it out.")
+    if request.pruning_end is not None and not 0.0 < request.pruning_end < 1.0:
+        raise ValueError(f"pruning_end must lie in (0, 1), got {request.pruning_end}. Default: {PRUNING_END}.")
 
 
 # ---- Prune, then retrain -------------------------------------------------------------------------------------------------
@@ -96,7 +126,7 @@ def _pruned(request: Request) -> list[Phase]:
 
 def _one_shot(request: Request) -> list[Phase]:
     """Han et al. 2015: pruned once, retrained once."""
-    return _iterative(replace(request, num_phases=1, variants=request.variants[:1]))
+    return _iterative(replace(request, num_phases=1, variants=request.variants[:1], phase_shares=None))
 
 
 def _imp(request: Request) -> list[Phase]:
@@ -111,8 +141,32 @@ def _imp_mx(request: Request) -> list[Phase]:
 
 
 def _sms(request: Request) -> list[Phase]:
-    """Sparse Model Soups (Zimmer, Spiegel, Pokutta, ICLR 2024), Algorithm 1."""
-    return _iterative(request)
+    """
+    Sparse Model Soups (Zimmer, Spiegel, Pokutta, ICLR 2024), Algorithm 1.
+
+    With a `shared_fraction` `f` each of its phases is two here: of its `m k` epochs `f m k` as one model, then `m` copies for
+    `(1 - f) k` each, which go on with its optimizer along one schedule (branching late: Gupta et al., SWAP, ICLR 2020).
+    """
+    if not request.shared_fraction:
+        return _iterative(request)
+    phases: list[Phase] = []
+    for phase, length in zip(_iterative(request), _lengths(request), strict=True):
+        phases += _branched(request, phase.sparsity, phase.number, length)
+    return phases
+
+
+def _branched(request: Request, sparsity: float, number: int, length: float) -> list[Phase]:
+    """A trunk and its branches; `length`: of one candidate of SMS, in units of the arguments' own."""
+    shared = request.shared_fraction * len(request.variants)
+    alone = 1 - request.shared_fraction
+    path = (shared + alone) * length
+    border, first = shared / (shared + alone), 2 * number - 1
+    trunk = _candidates([_part(request, request.variants[0], shared * length, path)], first)
+    branches = _candidates([_part(request, variant, alone * length, path) for variant in request.variants], first + 1)
+    return [
+        Phase(first, sparsity, trunk, window=(0.0, border), is_trunk=True),
+        Phase(first + 1, sparsity, branches, window=(border, 1.0), branches=True),
+    ]
 
 
 def _imp_reprune(request: Request) -> list[Phase]:
@@ -128,7 +182,16 @@ def _imp_avg(request: Request) -> list[Phase]:
 def _iterative(request: Request, first: int = 1) -> list[Phase]:
     """`num_phases` phases, numbered from `first`."""
     sparsities = phase_sparsities(request.target_sparsity, request.num_phases)
-    return [Phase(j, sparsity, _candidates(request.variants, j)) for j, sparsity in enumerate(sparsities, start=first)]
+    return [
+        Phase(j, sparsity, _candidates([lasting(request, variant, length) for variant in request.variants], j))
+        for j, (sparsity, length) in enumerate(zip(sparsities, _lengths(request), strict=True), start=first)
+    ]
+
+
+def _lengths(request: Request) -> list[float]:
+    """How long each phase is, in units of the arguments' own length."""
+    shares, count = request.phase_shares, request.num_phases
+    return [1.0] * count if shares is None else [share * count for share in shares]
 
 
 def _separate_runs(request: Request, merge: str) -> list[Phase]:
@@ -145,17 +208,63 @@ def _gmp(request: Request) -> list[Phase]:
     return _gradual(request, feedback=False)
 
 
+def _gmp_mx(request: Request) -> list[Phase]:
+    """GMP that is `m` times as long: the epochs of a soup in series, along one schedule."""
+    return _gradual(replace(request, variants=[request.variants[0]]), feedback=False, factor=len(request.variants))
+
+
+def _gmp_soup(request: Request) -> list[Phase]:
+    """
+    GMP until its last pruning event; then `m` copies finish the training, with its optimizer and its schedule, and are averaged.
+
+    Of the path of GMP, `L` epochs, the copies go through `1 - pruning_end`: `pruning_end L + (1 - pruning_end) m L` in all.
+    """
+    events, border = _events(request), _last_event(request)
+    path = request.num_phases
+    trunk = _part(request, request.variants[0], border * path, path)
+    branches = [_part(request, variant, (1 - border) * path, path) for variant in request.variants]
+    within = tuple((position / border, sparsity) for position, sparsity in events)
+    return [
+        Phase(1, 0.0, _candidates([trunk], 1), events=within, window=(0.0, border), is_trunk=True),
+        Phase(2, request.target_sparsity, _candidates(branches, 2), window=(border, 1.0), branches=True),
+    ]
+
+
 def _dpf(request: Request) -> list[Phase]:
     """Dynamic pruning with feedback (Lin et al., ICLR 2020): GMP's sparsities, but the dense weights live on."""
     return _gradual(request, feedback=True)
 
 
-def _gradual(request: Request, feedback: bool) -> list[Phase]:
-    interval = request.budget / 10 if request.pruning_interval is None else request.pruning_interval
-    sparsities = gradual_sparsities(request.target_sparsity, num_pruning_events(request.budget, interval))
-    events = tuple((j * interval / request.budget, sparsity) for j, sparsity in enumerate(sparsities, start=1))
-    whole = lasting(request, request.variants[0], request.num_phases)
-    return [Phase(1, 0.0, _candidates([whole], 1), events=events, feedback=feedback)]
+def _gradual(request: Request, feedback: bool, factor: int = 1) -> list[Phase]:
+    whole = lasting(request, request.variants[0], request.num_phases * factor)
+    return [Phase(1, 0.0, _candidates([whole], 1), events=_events(request), feedback=feedback)]
+
+
+def _events(request: Request) -> tuple[tuple[float, float], ...]:
+    """(fraction of the training, sparsity from then on) of every pruning event."""
+    count, interval = _event_times(request, PRUNING_EVENTS, PRUNING_END)
+    sparsities = gradual_sparsities(request.target_sparsity, count)
+    return tuple((j * interval / request.budget, sparsity) for j, sparsity in enumerate(sparsities, start=1))
+
+
+def _last_event(request: Request) -> float:
+    return _events(request)[-1][0]
+
+
+def _event_times(request: Request, count: int, end: float) -> tuple[int, float]:
+    """Number of pruning events, and epochs between them; `count` and `end` where the user says neither."""
+    interval, last = request.pruning_interval, request.pruning_end
+    if interval is None:
+        return count, (end if last is None else last) * request.budget / count
+    fitting = num_pruning_events(request.budget, interval)
+    if last is not None:
+        fitting = min(fitting, int(last * request.budget / interval + 1e-9))
+    if fitting < 1:
+        raise ValueError(
+            f"pruning_interval={interval:g} epochs leaves no pruning event before pruning_end={last:g} of {request.budget:g} "
+            "epochs. Lower the interval, or leave one of the two out."
+        )
+    return fitting, interval
 
 
 def _gmp_sms(request: Request) -> list[Phase]:
@@ -182,14 +291,16 @@ def _dpf_sms(request: Request) -> list[Phase]:
 
 
 def _segments(request: Request) -> list[Phase]:
-    default = request.budget / (request.num_phases + 1)
-    interval = default if request.pruning_interval is None else request.pruning_interval
-    sparsities = [0.0, *gradual_sparsities(request.target_sparsity, num_pruning_events(request.budget, interval))]
+    count, interval = _event_times(request, request.num_phases, request.num_phases / (request.num_phases + 1))
+    sparsities = [0.0, *gradual_sparsities(request.target_sparsity, count)]
     borders = [j * interval / request.budget for j in range(len(sparsities))] + [1.0]
     phases = []
     for number, sparsity in enumerate(sparsities, start=1):
         start, stop = borders[number - 1 : number + 1]
-        variants = [lasting(request, variant, (stop - start) * request.num_phases) for variant in request.variants]
+        variants = [
+            _part(request, variant, (stop - start) * request.num_phases, request.num_phases)
+            for variant in request.variants
+        ]
         phases.append(Phase(number, sparsity, _candidates(variants, number), window=(start, stop)))
     return phases
 
@@ -232,6 +343,8 @@ METHODS = {
     "imp-avg": Method(_imp_avg, averages=True),
     "sms": Method(_sms, averages=True),
     "gmp": Method(_gmp, prunes_while_training=True),
+    "gmp-mx": Method(_gmp_mx, averages=True, prunes_while_training=True),
+    "gmp-soup": Method(_gmp_soup, averages=True, prunes_while_training=True),
     "dpf": Method(_dpf, prunes_while_training=True),
     "bimp": Method(_bimp),
     "gmp-sms": Method(_gmp_sms, averages=True),
@@ -254,6 +367,13 @@ def lasting(request: Request, overrides: dict[str, Any], factor: float) -> dict[
     if warmup >= 1:
         longer["warmup_steps"] = round(warmup * factor)
     return {**overrides, **longer}
+
+
+def _part(request: Request, overrides: dict[str, Any], part: float, whole: float) -> dict[str, Any]:
+    """Overrides for a training `part` times as long, a part of one `whole` times as long, over which its schedule goes on."""
+    warmup = lasting(request, overrides, whole).get("warmup_steps", request.warmup_steps)
+    longer = lasting(request, overrides, part)
+    return {**longer, "warmup_steps": warmup} if warmup >= 1 else longer
 
 
 def _candidates(variants: list[dict[str, Any]], number: int) -> tuple[Candidate, ...]:

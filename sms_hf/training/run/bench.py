@@ -71,6 +71,10 @@ class Bench:
             Masks.of(folder).check(model)
         return model
 
+    def teacher(self) -> nn.Module:
+        """The model before pruning, on the device, for its answers alone."""
+        return self.copy().to(self.args.device).eval().requires_grad_(False)
+
     def load_from(self, source: Source) -> nn.Module:
         """A copy with the weights of whatever holds them by name."""
         model = self.copy()

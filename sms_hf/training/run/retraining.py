@@ -16,6 +16,7 @@ from ...sparsity.masks import Masks
 from ..masked.adapters import add_adapters, merge_lora
 from ..masked.candidate import Norms, Retraining, all_finite
 from ..masked.gradual import GradualPruning
+from ..masked.optimizer_state import save_state
 from ..plan.candidates import Candidate, Phase
 from ..processes.failures import Diverged, ends_the_run, reason
 from ..processes.groups import Group, agree, training_group
@@ -80,6 +81,8 @@ class Retrainer:
                 with training_group(group, name, bench.args.device.type == "cpu", timeout):
                     trainer = self._train(model, masks, norms, phase, candidate, folder, record)
                     trained = plain_model(trainer.model, bench.copy, keep=group.is_leader)
+                    if phase.is_trunk and group.is_leader:
+                        save_state(trainer.optimizer, folder.optimizer)
                 if trained is not None:
                     trainer.model = trainer.model_wrapped = trained
                     self._keep(trainer, phase, folder.candidate(candidate.name), record)
@@ -114,8 +117,12 @@ class Retrainer:
         args = candidate_args(bench.args, phase, candidate, output)
         if self._adapters is not None:
             model = add_adapters(model, self._adapters, masks, args.seed)
+        if args.retrained == "biases-and-norms":
+            _train_biases_and_norms_(model)
         trainer = spawn(bench.trainer, model, args, keep_callbacks=True)
-        trainer.masks, trainer.retraining = masks, Retraining(norms, phase.window)
+        optimizer = folder.before.optimizer if phase.branches else None
+        teacher = bench.teacher() if args.distill_weight > 0 else None
+        trainer.masks, trainer.retraining = masks, Retraining(norms, phase.window, optimizer, teacher)
         for callback in self._callbacks:
             trainer.add_callback(callback)
         if phase.events:
@@ -153,7 +160,8 @@ class Retrainer:
         model, path = folder.candidate(record["name"]), folder.candidate_record(record["name"])
         if record["failure"] is not None:
             remove_weights(model)
-        write_record(path, record | {"seconds": time.time() - start}, model_files(model))
+        optimizer = [folder.optimizer] if phase.is_trunk and folder.optimizer.is_file() else []
+        write_record(path, record | {"seconds": time.time() - start}, [*model_files(model), *optimizer])
         remove_checkpoints(model)
         say(candidate_line(phase.number, read_record(path), self._bench.metric))
         there = [path for c in phase.candidates if (path := folder.candidate_record(c.name)).is_file()]
@@ -163,6 +171,7 @@ class Retrainer:
 def check_enough(phase: Phase, records: Sequence[dict[str, Any]], min_candidates: int, folder: PhaseFolder) -> None:
     """Raise as soon as too few candidates can be left: the others need not be trained to the end for that."""
     failed = [record for record in records if record["failure"] is not None]
+    min_candidates = min(min_candidates, len(phase.candidates))  # A trunk has one.
     if len(phase.candidates) - len(failed) >= min_candidates:
         return
     names = {reason: [r["name"] for r in failed if r["failure"] == reason] for reason in (r["failure"] for r in failed)}
@@ -178,6 +187,12 @@ def check_enough(phase: Phase, records: Sequence[dict[str, Any]], min_candidates
         f"Expected at least min_candidates={min_candidates} of the {len(phase.candidates)} candidates of phase "
         f"{phase.number} to succeed, but {len(failed)} failed ({reasons}). {remedy}"
     )
+
+
+def _train_biases_and_norms_(model: torch.nn.Module) -> None:
+    """Freeze all parameters but vectors: biases, and scales and shifts of norms."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.requires_grad and parameter.dim() < 2)
 
 
 def _pruning_of(bench: Bench, phase: Phase) -> Callable[..., Masks]:

@@ -127,7 +127,7 @@ class SoupRun:
         finished: list[int] = []
         for phase in reversed(self.plan):
             folder = self.directory.phase(phase.number)
-            used_up = phase.merge == "none" and phase.number + 1 in finished
+            used_up = (phase.merge == "none" or phase.is_trunk) and phase.number + 1 in finished
             folder.check_origin(self._origin)
             record = read_or_discard(folder.record, files=not used_up)
             if record is not None:
@@ -141,7 +141,7 @@ class SoupRun:
         """Positions of the candidates that are not done yet. Failed ones are tried again only if too few are left."""
         records = [read_or_discard(folder.candidate_record(c.name)) for c in phase.candidates]
         failed = [record is not None and record["failure"] is not None for record in records]
-        again = len(records) - sum(failed) < self.bench.args.min_candidates
+        again = len(records) - sum(failed) < min(self.bench.args.min_candidates, len(records))
         return [i for i, record in enumerate(records) if record is None or (again and failed[i])]
 
     def _finish_phase(self, phase: Phase, folder: PhaseFolder, parent: dict[str, Any], start: float) -> dict[str, Any]:
@@ -155,6 +155,8 @@ class SoupRun:
         record = phase_record(phase, parent, records, soup, diagnostics, self.bench.greater_is_better)
         left = [folder.candidate(r["name"]) for r in records if r["failure"] is None]
         files = [path for model in (left if soup is None else [folder.soup]) for path in model_files(model)]
+        if phase.is_trunk:
+            files.append(folder.optimizer)
         if soup is None:
             files += folder.candidate_records()  # Read by the phases that go on from the candidates.
         record = write_record(folder.record, record | {"seconds": time.time() - start}, files)
@@ -172,3 +174,5 @@ class SoupRun:
             folder = self.directory.phase(phase.number)
             for model in (folder.parent, *(folder.candidate(c.name) for c in phase.candidates)):
                 remove_weights(model)
+            if phase.number < merged.number:
+                folder.optimizer.unlink(missing_ok=True)

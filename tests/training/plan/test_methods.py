@@ -66,6 +66,58 @@ def test_separate_runs_meet_in_the_last_phase_alone(method, merge):
     assert (only.own_parents, only.merge) == (False, merge)
 
 
+def test_gradual_pruning_ends_when_just_over_half_is_trained():
+    """Twelve events, the last of them at 55 %, unless the user says otherwise."""
+    (phase,) = plan("gmp")
+    assert [round(fraction, 6) for fraction, _ in phase.events] == [round(0.55 * j / 12, 6) for j in range(1, 13)]
+    assert phase.events[-1][1] == 0.75
+    assert plan("gmp", pruning_end=0.3)[0].events[-1] == (pytest.approx(0.3), 0.75)
+    # An event every 2 of 8 epochs, none after 5: at 2 and at 4.
+    both = plan("gmp", pruning_end=5 / 8, pruning_interval=2.0)[0].events
+    assert [fraction for fraction, _ in both] == pytest.approx([0.25, 0.5])
+
+
+def test_gmp_is_m_times_as_long():
+    (phase,) = plan("gmp-mx")
+    assert overrides(phase) == [{"seed": 7, "num_train_epochs": 24.0}]
+    assert phase.events == plan("gmp")[0].events
+    assert plan("gmp-mx", m=1) == plan("gmp", m=1)
+
+
+def test_copies_finish_what_gmp_began():
+    trunk, branches = plan("gmp-soup", pruning_end=0.5, warmup_steps=40)
+    assert (trunk.sparsity, trunk.final_sparsity, branches.sparsity) == (0.0, 0.75, 0.75)
+    assert (trunk.is_trunk, trunk.branches, branches.is_trunk, branches.branches) == (True, False, False, True)
+    assert (trunk.window, branches.window) == ((0.0, 0.5), (0.5, 1.0))
+    assert trunk.events[-1] == (1.0, 0.75)
+    assert overrides(trunk) == [{"seed": 7, "warmup_steps": 80}], "4 epochs, as the arguments say"
+    assert overrides(branches)[1] == {"seed": 1008, "warmup_steps": 80}
+    assert len(branches.candidates) == 3
+    assert epochs("gmp-soup", pruning_end=0.5) == 0.5 * 8 + 3 * 0.5 * 8
+
+
+def test_candidates_share_a_part_of_each_phase():
+    first, second, third, fourth = plan("sms", shared_fraction=0.75)
+    assert sparsities([first, second, third, fourth]) == [0.5, 0.5, 0.75, 0.75]
+    # Three quarters of 3 x 4 epochs as one, then 1 each: a path of 10.
+    assert overrides(first) == [{"seed": 7, "num_train_epochs": 9.0}]
+    assert overrides(second) == [{"seed": 1007 + i, "num_train_epochs": 1.0} for i in range(3)]
+    assert (first.window, second.window) == ((0.0, 0.9), (0.9, 1.0))
+    assert [phase.is_trunk for phase in (first, second, third, fourth)] == [True, False, True, False]
+    assert epochs("sms", shared_fraction=0.75) == epochs("sms")
+    assert plan("sms", shared_fraction=0.0) == plan("sms")
+
+
+@pytest.mark.parametrize("method", ["imp", "imp-mx", "sms", "imp-reprune"])
+def test_phases_may_be_of_other_lengths(method):
+    first, second = plan(method, phase_shares=[0.25, 0.75])
+    factor = 3 if method == "imp-mx" else 1
+    assert overrides(first)[0]["num_train_epochs"] == 2.0 * factor
+    assert overrides(second)[0]["num_train_epochs"] == 6.0 * factor
+    assert epochs(method, phase_shares=[0.25, 0.75]) == epochs(method)
+    assert plan(method, phase_shares=[0.5, 0.5]) == plan(method)
+
+
 @pytest.mark.parametrize("method", ["gmp", "dpf"])
 def test_gradual_pruning_is_one_training_of_the_whole_budget(method):
     # T = 10 epochs, an event every 2: the oracle of the cubic schedule.
@@ -76,11 +128,6 @@ def test_gradual_pruning_is_one_training_of_the_whole_budget(method):
     assert phase.feedback == (method == "dpf")
     expected = [(0.2, 0.5203125), (0.4, 0.7875), (0.6, 0.8859375), (0.8, 0.9)]
     assert phase.events == tuple((pytest.approx(f), pytest.approx(s)) for f, s in expected)
-
-
-def test_by_default_gradual_pruning_has_nine_events():
-    (phase,) = plan("gmp")
-    assert [round(fraction, 6) for fraction, _ in phase.events] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
 
 def test_gradual_pruning_with_soups_goes_through_one_schedule_in_segments():
@@ -162,6 +209,16 @@ def test_every_plan_ends_at_the_goal_with_one_model(method):
             {"dense_train_epochs": 8.0},
             "dense_train_epochs must lie between 0 and num_phases * num_train_epochs = 8",
         ),
+        (
+            "sms",
+            {"phase_shares": [0.5]},
+            "phase_shares must be num_phases=2 fractions above 0 with a sum of 1, got [0.5]",
+        ),
+        ("sms", {"phase_shares": [0.5, 0.6]}, "fractions above 0 with a sum of 1"),
+        ("sms", {"shared_fraction": 1.0}, "shared_fraction must lie in [0, 1), got 1.0"),
+        ("imp", {"shared_fraction": 0.5}, "shared_fraction is for pruning_method='sms', got 'imp'"),
+        ("gmp", {"pruning_end": 1.0}, "pruning_end must lie in (0, 1), got 1.0"),
+        ("gmp", {"pruning_end": 0.1, "pruning_interval": 2.0}, "leaves no pruning event before pruning_end=0.1 of 8"),
         ("bimp", {"max_steps": 10}, "BIMP with max_steps needs original_num_epochs"),
     ],
 )

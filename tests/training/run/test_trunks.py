@@ -1,0 +1,128 @@
+"""Candidates that go on where one model stopped: its weights, its optimizer, its learning rate."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_t5
+from safetensors.torch import load_file
+
+from sms_hf.files.records import read_record
+from sms_hf.training.processes.stopping import Stopped
+from sms_hf.training.run import soup_run
+
+# Rows in one order, no dropout: nothing depends on a seed. Three events, after steps 2, 4 and 6 of 12.
+ALIKE = {
+    "train_sampling_strategy": "sequential",
+    "pruning_interval": 1 / 3,
+    "pruning_end": 0.5,
+    "warmup_steps": 3,
+    "logging_steps": 1,
+}
+
+
+def weights(trainer):
+    return load_file(Path(trainer.args.output_dir) / "model.safetensors")
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def rates(trainer):
+    """Learning rate of every step, over all phases."""
+    logs = [candidate["log"] for phase in trainer.report["phases"] for candidate in phase["candidates"]]
+    return [entry["learning_rate"] for log in logs for entry in log if "learning_rate" in entry]
+
+
+def trained(make_trainer, name, tmp_path, **settings):
+    trainer = make_trainer({"output_dir": str(tmp_path / name), **settings}, model=tiny_t5(dropout=0.0))
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor", "sgd"])
+def test_a_trunk_with_one_branch_is_one_training_bit_for_bit(make_trainer, tmp_path, optim):
+    """Two epochs of GMP, cut where the first ends."""
+    settings = {**ALIKE, "optim": optim, "num_candidates": 1}
+    whole = trained(make_trainer, "whole", tmp_path, pruning_method="gmp", **settings)
+    cut = trained(make_trainer, "cut", tmp_path, pruning_method="gmp-soup", **settings)
+    assert same(weights(whole), weights(cut))
+    rates = [
+        [
+            e["learning_rate"]
+            for c in t.report["phases"]
+            for x in c["candidates"]
+            for e in x["log"]
+            if "learning_rate" in e
+        ]
+        for t in (whole, cut)
+    ]
+    assert rates[0][-1] == rates[1][-1]
+
+
+def test_a_shared_part_with_one_candidate_is_imp_bit_for_bit(make_trainer, tmp_path):
+    settings = {"train_sampling_strategy": "sequential", "num_candidates": 1, "num_train_epochs": 2, "num_phases": 1}
+    imp = trained(make_trainer, "imp", tmp_path, pruning_method="imp", **settings)
+    shared = trained(make_trainer, "shared", tmp_path, shared_fraction=0.5, **settings)
+    assert same(weights(imp), weights(shared))
+
+
+def test_branches_start_from_one_model_and_differ(make_trainer):
+    trainer = make_trainer({"shared_fraction": 0.5, "num_phases": 1})
+    trainer.train()
+    trunk, branches = trainer.report["phases"]
+    assert [c["overrides"]["seed"] for c in branches["candidates"]] == [1042, 1043]
+    assert trunk["parent"]["mask_fingerprint"] == branches["parent"]["mask_fingerprint"]
+    assert branches["diagnostics"]["geometry"]["distance"]["min"] > 0
+    folder = Path(trainer.args.output_dir) / "_run"
+    assert not (folder / "phase-1/optimizer.pt").exists(), "it is of no use once its branches are merged"
+    kept = make_trainer(
+        {
+            "shared_fraction": 0.5,
+            "num_phases": 1,
+            "keep_candidates": True,
+            "output_dir": f"{trainer.args.output_dir}-kept",
+        }
+    )
+    kept.train()
+    folder = Path(kept.args.output_dir) / "_run"
+    parent = load_file(folder / "phase-2/parent/model.safetensors")
+    assert same(parent, load_file(folder / "phase-1/soup/model.safetensors"))
+    assert same(weights(trainer), weights(kept))
+
+
+@pytest.mark.parametrize("method", [{"pruning_method": "gmp-soup"}, {"shared_fraction": 0.5}])
+@pytest.mark.parametrize("lost", [None, "optimizer.pt", "soup/model.safetensors"])
+def test_a_run_that_stopped_between_trunk_and_branches_goes_on(make_trainer, tmp_path, monkeypatch, method, lost):
+    """A trunk whose optimizer is damaged is trained again."""
+    settings = {**method, "num_phases": 1}
+    make_trainer({**settings, "output_dir": str(tmp_path / "undisturbed")}).train()
+    retrain = soup_run.Retrainer.retrain
+
+    def stop(self, phase, candidate, folder, name):
+        if phase.branches and candidate.name == "candidate-2":
+            raise Stopped(15)
+        retrain(self, phase, candidate, folder, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(soup_run.Retrainer, "retrain", stop)
+        with pytest.raises(Stopped):
+            make_trainer(settings).train()
+    phase = tmp_path / "run/_run/phase-1"
+    assert read_record(phase / "phase.json")["soup"]["ingredients"] == ["candidate-1"]
+    if lost is not None:
+        data = bytearray((phase / lost).read_bytes())
+        data[-9] ^= 1
+        (phase / lost).write_bytes(bytes(data))
+    again = make_trainer(settings)
+    again.train(resume_from_checkpoint=True)
+    assert (tmp_path / "run/model.safetensors").read_bytes() == (
+        tmp_path / "undisturbed/model.safetensors"
+    ).read_bytes()
+
+
+def test_candidates_that_must_succeed_are_those_of_the_soup(make_args):
+    assert make_args(pruning_method="gmp-soup", min_candidates=2).min_candidates == 2
+    with pytest.raises(ValueError, match="min_candidates must lie between 1 and 2"):
+        make_args(pruning_method="gmp-soup", min_candidates=3)
