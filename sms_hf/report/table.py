@@ -70,7 +70,12 @@ def _phase_rows(phase: Mapping[str, Any], tests: Mapping[str, float]) -> list[li
 
 def describe(overrides: Mapping[str, Any]) -> str:
     """Settings of a candidate: `seed=43 weight_decay=0.01`."""
-    return " ".join(f"{key}={value}" for key, value in overrides.items())
+    return " ".join(f"{key}={_short(value)}" for key, value in overrides.items())
+
+
+def _short(value: Any) -> Any:
+    """A part of a budget may have sixteen digits, which tell nobody more than four."""
+    return f"{value:.4g}" if isinstance(value, float) and len(repr(value)) > 10 else value
 
 
 def _settings(candidate: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from types import MethodType
 from typing import Any, TypeVar
 
 from torch import nn
+from transformers import Trainer
 
 from .arguments import SparseSoupArguments, one_training
 from .plan.candidates import Candidate, Phase
@@ -138,6 +139,16 @@ def added_callbacks(trainer: Any) -> list[Any]:
     """Callbacks that `add_callback` brought since the trainer was built."""
     before = trainer._construction.callbacks
     return [c for c in trainer.callback_handler.callbacks if not any(c is other for other in before)]
+
+
+def overridden_by(trainer_class: type, method: str) -> type | None:
+    """The first class that has a method of its own before Trainer's, but for those of ours."""
+    for cls in trainer_class.__mro__:
+        if cls is Trainer:
+            return None
+        if method in vars(cls) and not cls.__module__.startswith("sms_hf."):
+            return cls
+    return None
 
 
 def check_copyable(trainer: Any) -> None:

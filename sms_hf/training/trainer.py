@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Seq2SeqTrainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from ..report.schema import Report
@@ -28,7 +28,7 @@ from .run.publishing import Publisher
 from .run.records import final_state, run_settings, train_output
 from .run.soup_run import SoupRun
 from .run_directory import RunDirectory
-from .spawning import Rebuildable, is_spawning
+from .spawning import Rebuildable, is_spawning, overridden_by
 
 HOW_TO_RESUME = "Go on with train(resume_from_checkpoint=True) (--resume in the recipes)."
 
@@ -81,8 +81,8 @@ class SparseSoupMixin(CandidateMixin, metaclass=Rebuildable):
 
     def _check_folders(self) -> None:
         """Raise for trainers that write folders of their own form, in which candidates could not be read back."""
-        writer = next((cls for cls in type(self).__mro__ if "_save" in vars(cls) and not _is_ours(cls)), Trainer)
-        if writer is not Trainer and not isinstance(self.model, PreTrainedModel):
+        writer = overridden_by(type(self), "_save")
+        if writer is not None and not isinstance(self.model, PreTrainedModel):
             raise ValueError(
                 f"Expected a Trainer that saves models as transformers does, got {writer.__name__}, which writes folders of its "
                 f"own form for a {type(self.model).__name__}. Prune and retrain the Transformer inside it by SparseSoupTrainer."
@@ -254,10 +254,6 @@ class SparseSoupMixin(CandidateMixin, metaclass=Rebuildable):
         kept = self._kept_candidates(None) if candidates else {}
         publisher, message = Publisher(Bench(self), self._directory), commit_message or "End of training"
         return publisher.push(message, blocking, token, revision, private, kept, kwargs)
-
-
-def _is_ours(cls: type) -> bool:
-    return cls.__module__.startswith("sms_hf.")
 
 
 class SparseSoupTrainer(SparseSoupMixin, Seq2SeqTrainer):

@@ -72,16 +72,16 @@ class CandidateMixin(MaskedTrainerMixin):
             self._check_finite()
         return loss
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(self, model, inputs, *args, **kwargs):
         teacher = None if self.retraining is None or not model.training else self.retraining.teacher
         if teacher is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, *args, **kwargs)
         given = dict(inputs)  # Trainer may take the labels out.
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        share = self.args.distill_weight
-        distilled = distillation_loss(
-            outputs, teacher, given, self.args.distill_temperature, self._loss_shifts_labels, num_items_in_batch
-        )
+        return_outputs = kwargs.pop("return_outputs", args[0] if args else False)
+        loss, outputs = super().compute_loss(model, inputs, True, *args[1:], **kwargs)
+        share, temperature = self.args.distill_weight, self.args.distill_temperature
+        num_items = kwargs.get("num_items_in_batch")
+        distilled = distillation_loss(outputs, teacher, given, temperature, self._loss_shifts_labels, num_items)
         loss = (1 - share) * loss + share * distilled
         return (loss, outputs) if return_outputs else loss
 

@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from ...sparsity.prunable import find_prunable
 from ..cost.measure import num_examples
 from ..processes.groups import make_group
-from ..spawning import check_copyable
+from ..spawning import check_copyable, overridden_by
 from .bench import Bench
 
 
@@ -104,7 +104,7 @@ def _check_columns(judge: Any, dataset: Any, name: str) -> None:
 
 
 def _check_labels(judge: Any, batch: Any, name: str) -> None:
-    makes_its_own_loss = type(judge).compute_loss is not Trainer.compute_loss or "compute_loss" in vars(judge)
+    makes_its_own_loss = overridden_by(type(judge), "compute_loss") is not None or "compute_loss" in vars(judge)
     if makes_its_own_loss or judge.can_return_loss or any(batch.get(label) is not None for label in judge.label_names):
         return
     raise ValueError(

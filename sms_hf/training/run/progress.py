@@ -38,11 +38,14 @@ def candidate_line(number: int, record: Mapping[str, Any], metric: str) -> str:
 
 def soup_lines(phase: Mapping[str, Any], metric: str) -> Iterator[str]:
     """The end of a phase, and a line for every pair of candidates that share no basin."""
-    line = (
-        f"phase {phase['number']}: mean candidate {phase['mean_score']:.4g}, best candidate {phase['best_score']:.4g}"
-    )
-    if phase["soup"]:
-        line += f", soup of {len(phase['soup']['ingredients'])} {phase['soup']['score']:.4g}"
-    yield f"{line} ({metric})"
+    line = f"phase {phase['number']}: "
+    if len(phase["candidates"]) == 1:
+        line += f"{metric} {phase['best_score']:.4g}"
+    else:
+        line += f"mean candidate {phase['mean_score']:.4g}, best candidate {phase['best_score']:.4g}"
+        if phase["soup"]:
+            line += f", soup of {len(phase['soup']['ingredients'])} {phase['soup']['score']:.4g}"
+        line += f" ({metric})"
+    yield line
     for warning in phase["diagnostics"].get("warnings", []):
         yield f"phase {phase['number']}: {warning}"

@@ -121,3 +121,28 @@ def test_biases_and_norms_alone_are_retrained(make_trainer):
     assert all(p.requires_grad for p in trainer.model.parameters())
     with pytest.raises(ValueError, match="Expected retrained='all' with pruning_method='gmp'"):
         make_trainer({"retrained": "biases-and-norms", "pruning_method": "gmp"})
+
+
+def test_a_loss_of_the_users_own_is_distilled_too(make_args):
+    """Whatever signature it has, in front of Trainer's and behind ours."""
+    from conftest import collate, reversal
+    from transformers import Seq2SeqTrainer
+
+    from sms_hf import SparseSoupMixin
+
+    class Theirs(Seq2SeqTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+            return (3 * loss, outputs) if return_outputs else 3 * loss
+
+    class Soup(SparseSoupMixin, Theirs):
+        pass
+
+    losses = []
+    for number, weight in enumerate((0.0, 1e-9)):
+        args = make_args(distill_weight=weight, num_phases=1, output_dir=f"{make_args().output_dir}-{number}")
+        trainer = Soup(tiny_t5(), args, collate, reversal(24), reversal(10, seed=1))
+        trainer.train()
+        losses.append(trainer.report["phases"][0]["candidates"][0]["train_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] > 9, "three times a loss of about 4"

@@ -39,7 +39,14 @@ def test_pruning_while_training(feedback, words):
 
 
 def test_the_end_of_a_phase_with_and_without_a_soup():
-    phase = {"number": 1, "mean_score": 1.25, "best_score": 1.5, "soup": None, "diagnostics": {}}
+    phase = {
+        "number": 1,
+        "candidates": [{}, {}],
+        "mean_score": 1.25,
+        "best_score": 1.5,
+        "soup": None,
+        "diagnostics": {},
+    }
     assert list(soup_lines(phase, "bleu")) == ["phase 1: mean candidate 1.25, best candidate 1.5 (bleu)"]
     soup = {"ingredients": ["candidate-1", "candidate-2"], "score": 2.0}
     lines = soup_lines({**phase, "soup": soup, "diagnostics": {"warnings": ["mind the gap"]}}, "bleu")
@@ -47,3 +54,4 @@ def test_the_end_of_a_phase_with_and_without_a_soup():
         "phase 1: mean candidate 1.25, best candidate 1.5, soup of 2 2 (bleu)",
         "phase 1: mind the gap",
     ]
+    assert list(soup_lines({**phase, "candidates": [{}], "soup": soup}, "bleu")) == ["phase 1: bleu 1.5"]
