@@ -139,7 +139,7 @@ def _plan(args: argparse.Namespace) -> None:
 
     from .compact import load
     from .training import SparseSoupTrainer, SparseSoupTrainingArguments
-    from .training.cost.lines import forecast_lines
+    from .training.cost.lines import advice_line, forecast_lines
     from .training.cost.measure import forecast_model
     from .training.masked.checkpoints import no_progress_bars
 
@@ -176,8 +176,9 @@ def _plan(args: argparse.Namespace) -> None:
             options.sequence_length,
             others,
         )
-    for line in forecast_lines(cost):
-        print(line)
+    for line in (*forecast_lines(cost), advice_line(training, cost)):
+        if line is not None:
+            print(line)
 
 
 if __name__ == "__main__":

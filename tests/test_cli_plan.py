@@ -26,7 +26,7 @@ def test_plan(folder, tmp_path, capsys):
     options += ["--vary", '{"seed": [1, 2, 3, 4]}', "--num_train_epochs", "2", "--sequence_length", "8"]
     assert main(["plan", "--num_examples", "80", folder, "--processes", "3", *options]) == 0
     captured = capsys.readouterr()
-    first, time, disk, memory = captured.out.splitlines()
+    first, time, disk, memory, advice = captured.out.splitlines()
     assert first == (
         "4 candidates x 2 phases on 3 processes: 8 trainings of 20 steps, 160 in all, 80 one after the other"
     )
@@ -35,14 +35,28 @@ def test_plan(folder, tmp_path, capsys):
     assert disk.startswith("disk: 957 kB at the fullest, ")  # Six folders: weights 92 kB, masks 3, config 2, others 64.
     # Five times 92,160 bytes (weights, gradients, AdamW, the copy) and 20,480 prunable weights with masks of 4 + 1 bytes.
     assert memory.startswith("memory: 563 kB a process without activations; ")
+    assert advice == (
+        "advice: up to 3 epochs a phase, one training of all these epochs was ahead of a soup of 4 (docs/results.md): "
+        "pruning_method='gmp-mx', on 4 processes in the same time with candidate_processes=4"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--num_train_epochs", "15"], ["--pruning_method", "gmp-mx"], ["--num_candidates", "1"], ["--max_steps", "9"]],
+)
+def test_there_is_no_advice_where_nothing_was_measured(folder, tmp_path, capsys, options):
+    quiet = ["--use_cpu", "True", "--report_to", "none", "--output_dir", str(tmp_path), "--sequence_length", "8"]
+    assert main(["plan", "--num_examples", "80", folder, *quiet, *options]) == 0
+    assert "advice" not in capsys.readouterr().out
 
 
 def test_plan_without_a_number_of_examples(folder, tmp_path, capsys):
     assert main(["plan", folder, "--use_cpu", "True", "--output_dir", str(tmp_path), "--report_to", "none"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "3 candidates x 2 phases on 1 process: 6 trainings"
-    assert lines[3:] == [
+    assert lines[3:5] == [
         "the number of training examples is not known (num_examples): no number of steps, no estimate of time",
         "checkpoints of a candidate cannot be counted without it: two are taken",
     ]
