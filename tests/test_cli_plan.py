@@ -36,7 +36,7 @@ def test_plan(folder, tmp_path, capsys):
     # Five times 92,160 bytes (weights, gradients, AdamW, the copy) and 20,480 prunable weights with masks of 4 + 1 bytes.
     assert memory.startswith("memory: 563 kB a process without activations; ")
     assert advice == (
-        "advice: up to 3 epochs a phase, one training of all these epochs was ahead of a soup of 4 (docs/results.md): "
+        "advice: up to 3 epochs a phase, one training of all these epochs was ahead of soups (docs/results.md): "
         "pruning_method='gmp-mx', on 4 processes in the same time with candidate_processes=4"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]

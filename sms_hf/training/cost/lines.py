@@ -61,7 +61,7 @@ def advice_line(args: SparseSoupArguments, cost: Forecast) -> str | None:
     if not is_soup or copies < 2 or args.max_steps > 0 or args.num_train_epochs > FEW_EPOCHS:
         return None
     return (
-        f"advice: up to {FEW_EPOCHS} epochs a phase, one training of all these epochs was ahead of a soup of {copies} "
+        f"advice: up to {FEW_EPOCHS} epochs a phase, one training of all these epochs was ahead of soups "
         f"(docs/results.md): pruning_method='gmp-mx', on {copies} processes in the same time with candidate_processes={copies}"
     )
 
