@@ -109,13 +109,15 @@ class SparseSoupMixin(CandidateMixin, metaclass=Rebuildable):
         """
         if self.retraining is not None:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        start, processes, cost = time.time(), self.args.processes, None
+        start, processes, scope, disk_bytes = time.time(), self.args.processes, self._scope("train"), 0
         try:
             with stop_on_signals():
                 check_inputs(Bench(self), resume_from_checkpoint, trial)
                 plan = self.args.make_plan()
-                cost = forecast_run(self, measure=False, plan=plan)
-                self.report = self._run(plan, cost, resume_from_checkpoint is True)
+                # By the main process alone: it looks at files that it will soon change.
+                cost = forecast_run(self, measure=False, plan=plan) if processes.is_main else None
+                disk_bytes = processes.on_main(f"{scope}/disk", lambda: cost and cost.disk_bytes)
+                self.report = self._run(plan, cost, scope, resume_from_checkpoint is True)
                 self.state = final_state(self.report)
                 if self.args.push_to_hub:
                     self.push_to_hub()
@@ -124,17 +126,15 @@ class SparseSoupMixin(CandidateMixin, metaclass=Rebuildable):
                 say(f"{stopped.signal}: stopped, nothing finished is lost. {HOW_TO_RESUME}")
             raise
         except BaseException as error:
-            need = cost.disk_bytes if cost is not None else 0
-            full = disk_error(error, self._directory.root, need) if is_disk_error(error) else None
+            full = disk_error(error, self._directory.root, disk_bytes) if is_disk_error(error) else None
             processes.fail(full or error)
             if full is not None:
                 raise full from error
             raise
         return train_output(self.report, time.time() - start)
 
-    def _run(self, plan: Sequence[Phase], cost: Forecast, resume: bool) -> Report:
+    def _run(self, plan: Sequence[Phase], cost: Forecast | None, scope: str, resume: bool) -> Report:
         bench, directory, processes = Bench(self), self._directory, self.args.processes
-        scope = self._scope("train")
         data = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
         settings = processes.on_main(
             f"{scope}/settings", lambda: run_settings(self.args, plan, self.model, data, num_examples(self))

@@ -52,13 +52,13 @@ class SoupRun:
         self._estimate: TimeEstimate | None = None
         self._origin = ""
 
-    def make(self, settings: dict[str, Any], cost: Forecast, resume: bool) -> Report:
+    def make(self, settings: dict[str, Any], cost: Forecast | None, resume: bool) -> Report:
         """
         All phases.
 
         Args:
             settings (`dict`): What makes the run this run.
-            cost ([`Forecast`]): What is to come, to be told.
+            cost ([`Forecast`]): What is to come, to be told by the main process; the others need none.
             resume (`bool`): Whether to go on with the run in the directory.
 
         Returns:
@@ -106,8 +106,9 @@ class SoupRun:
     def _was_here(self) -> bool:
         return self.processes.was_at(self.directory.root)
 
-    def _tell(self, cost: Forecast) -> None:
+    def _tell(self, cost: Forecast | None) -> None:
         """Say what is to come."""
+        assert cost is not None
         for line in start_lines(cost):
             say(line)
         self._estimate = TimeEstimate(cost)
