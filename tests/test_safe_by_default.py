@@ -174,10 +174,10 @@ def uses(folder):
 
 
 def recipe(folder):
-    import base
+    from sms_hf import tasks
 
     return {
-        "model": lambda: base.model_for_classes(
+        "model": lambda: tasks.model_for_classes(
             AutoModelForSequenceClassification, str(folder), ["no", "yes"], 0, "another"
         ),
         "tokenizer": lambda: AutoTokenizer.from_pretrained(str(folder)),

@@ -32,7 +32,7 @@ from ..files.folder import (
     read_index,
     read_json,
 )
-from ..files.writing import aside, new_folder, write_json
+from ..files.writing import aside, check_unused, new_folder, write_json
 
 FORMATS = {
     "sparse-bitmask": ("shape", "compressed", "bitmask", "row_offsets"),
@@ -103,6 +103,7 @@ def rescue(folder: str | Path, output: str | Path | None = None) -> Rescued:
     parts = _read_index(folder)
     others = [path for path in other_files(folder, RescueError) if path.name != CONFIG]
     output = folder.with_name(folder.name + "-dense") if output is None else Path(output).resolve()
+    check_unused(output, RescueError)
     if output.is_relative_to(folder) or folder.is_relative_to(aside(output).resolve()):
         raise RescueError(f"output must lie outside of {folder}, got {output}. Choose another one.")
     try:

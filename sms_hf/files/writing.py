@@ -46,6 +46,12 @@ def aside(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
+def check_unused(output: Path, error: type[ValueError] = ValueError) -> None:
+    """Raise an error if something lies where a new folder is to be."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise error(f"output must be a new or empty folder, got {output}. Choose another one.")
+
+
 @contextmanager
 def new_folder(output: Path, error: type[ValueError] = ValueError) -> Iterator[Path]:
     """
@@ -54,8 +60,7 @@ def new_folder(output: Path, error: type[ValueError] = ValueError) -> Iterator[P
     Raises:
         error: If something lies at `output` already; nothing is changed then.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise error(f"output must be a new or empty folder, got {output}. Choose another one.")
+    check_unused(output, error)
     partial = aside(output)
     shutil.rmtree(partial, ignore_errors=True)  # Of a process that was killed.
     partial.mkdir(parents=True)

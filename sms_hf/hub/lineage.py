@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..report.schema import LINEAGE_FORMAT, Lineage, Report
 from ..sparsity.masks import Masks
 
+_LOCAL = ("original_schedule", "generation_config")
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)  # Of a repository.
 
 
@@ -67,7 +68,7 @@ def make_lineage(
         "mask_fingerprint": masks.fingerprint(),
         "sparsity_per_tensor": masks.sparsity_per_tensor(),
         "dense": report["dense"],
-        "arguments": {key: value for key, value in settings["arguments"].items() if not _is_path(value)},
+        "arguments": {key: value for key, value in settings["arguments"].items() if not _is_local(key)},
         "num_examples": settings["num_examples"],
         "plan": settings["plan"],
         "phases": [_phase(phase) for phase in report["phases"]],
@@ -77,9 +78,9 @@ def make_lineage(
     }
 
 
-def _is_path(value: Any) -> bool:
-    """A path of the machine that made the model: nobody else's business."""
-    return isinstance(value, str) and (os.path.isabs(value) or os.path.exists(value))
+def _is_local(argument: str) -> bool:
+    """Whether it may be a path of the machine that made the model: nobody else's business."""
+    return argument in _LOCAL or argument.endswith(("_path", "_dir", "_file", "_folder"))
 
 
 def _phase(phase: Mapping[str, Any]) -> dict[str, Any]:

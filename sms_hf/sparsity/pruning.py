@@ -17,9 +17,10 @@ from .structures import STRUCTURES, find_groups
 
 __all__ = ["CRITERIA", "SCOPES", "check_options", "pattern_sparsity", "prune", "select"]
 
+_ANY = f"any criterion ({', '.join(map(repr, sorted(CRITERIA)))}, or one of your own)"
 COMBINATIONS = (
-    "pattern 'unstructured' with any criterion and scope 'erk', 'global', 'uniform' or 'uniform+', or with criterion "
-    "'magnitude' and scope 'lamp'; pattern 'N:M' with any criterion and scope 'uniform'; patterns "
+    f"pattern 'unstructured' with {_ANY} and scope 'erk', 'global', 'uniform' or 'uniform+', or with criterion 'magnitude' and "
+    "scope 'lamp'; pattern 'N:M' with any criterion and scope 'uniform'; patterns "
     f"{', '.join(repr(s) for s in sorted(STRUCTURES))} with criterion 'magnitude' or 'random' and scope 'uniform'"
 )
 """All that exist, in words."""

@@ -9,7 +9,7 @@ Where the files of a run lie: known here alone.
       _run/phase-1/diagnostics.json how the candidates lie to each other
       _run/phase-1/trials.json      scores of the averages that were tried
       _run/phase-1/soup/            averaged weights, then phase.json
-      _run/phase-1/optimizer.pt     of a trunk: with what the branches of the next phase go on
+      _run/phase-1/optimizer.safetensors     of a trunk: with what the branches of the next phase go on
       _run/phase-2/ ...
       _run/final.json               the final model is whole
 """
@@ -101,7 +101,7 @@ class PhaseFolder:
         self.parent, self.parent_record = self.root / "parent", self.root / "parent.json"
         self.soup, self.record = self.root / "soup", self.root / "phase.json"
         self.trial = self.root / "trial"
-        self.optimizer = self.root / "optimizer.pt"
+        self.optimizer = self.root / "optimizer.safetensors"
         self.diagnostics, self.trials = self.root / "diagnostics.json", self.root / "trials.json"
 
     @property

@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sms_hf.sparsity import MaskError, Masks
-from sms_hf.sparsity import masks as masks_module
 
 torch.set_num_threads(1)
 
@@ -275,12 +274,10 @@ def test_saving_that_is_interrupted_leaves_the_older_file_whole(tmp_path, masks,
     path = tmp_path / "masks.safetensors"
     masks.save(path)
 
-    def half(tensors, filename, metadata=None):
-        with open(filename, "wb") as file:
-            file.write(b"half of a file")
+    def full(file):
         raise OSError("disk full")
 
-    monkeypatch.setattr(masks_module, "save_file", half)
+    monkeypatch.setattr("sms_hf.files.writing.os.fsync", full)  # The bytes are written, but not on the disk.
     with pytest.raises(OSError, match="disk full"):
         random_masks(SHAPES).save(path)
     assert_equal(Masks.load(path), masks)

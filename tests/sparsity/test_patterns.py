@@ -10,7 +10,7 @@ from toys import A, Attention, B, FeedForward, assert_unchanged, bits, filters, 
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from sms_hf.sparsity import CRITERIA, Masks, find_prunable, nm_skipped, pattern_sparsity, prune
+from sms_hf.sparsity import CRITERIA, Criterion, Masks, find_prunable, nm_skipped, pattern_sparsity, prune
 from sms_hf.sparsity.pruning import COMBINATIONS, SCOPES, check_options
 
 torch.set_num_threads(1)
@@ -148,7 +148,7 @@ def test_a_limit_below_the_sparsity_is_an_error(pattern):
 
 
 def test_a_row_of_the_table_is_a_criterion(monkeypatch):
-    monkeypatch.setitem(CRITERIA, "middle", lambda seed: middle)
+    monkeypatch.setitem(CRITERIA, "middle", Criterion(lambda seen: middle))
     by_name = prune(model_of(a=A, b=B), 0.5, criterion="middle")
     assert bits(by_name) == {"a": [0, 0, 1, 1], "b": [1, 0, 0, 1]}
     assert by_name.fingerprint() == prune(model_of(a=A, b=B), 0.5, criterion=middle).fingerprint()

@@ -314,8 +314,8 @@ def test_random_spreads_over_the_tensors_whatever_their_magnitudes():
             r"pruning_scope must be one of \['erk', 'global', 'lamp', 'uniform', 'uniform\+'\], got 'layer'",
         ),
         (
-            {"sparsity": 0.5, "criterion": "wanda"},
-            r"pruning_criterion must be one of \['magnitude', 'random'\], got 'wanda'",
+            {"sparsity": 0.5, "criterion": "snip"},
+            r"pruning_criterion must be one of \['magnitude', 'random', 'taylor', 'wanda'\], got 'snip'",
         ),
         ({"sparsity": 0.5, "target_modules": ["nowhere"]}, "Expected at least one prunable weight in ModuleDict"),
     ],

@@ -76,7 +76,7 @@ def test_branches_start_from_one_model_and_differ(make_trainer):
     assert trunk["parent"]["mask_fingerprint"] == branches["parent"]["mask_fingerprint"]
     assert branches["diagnostics"]["geometry"]["distance"]["min"] > 0
     folder = Path(trainer.args.output_dir) / "_run"
-    assert not (folder / "phase-1/optimizer.pt").exists(), "it is of no use once its branches are merged"
+    assert not (folder / "phase-1/optimizer.safetensors").exists(), "it is of no use once its branches are merged"
     kept = make_trainer(
         {
             "shared_fraction": 0.5,
@@ -93,7 +93,7 @@ def test_branches_start_from_one_model_and_differ(make_trainer):
 
 
 @pytest.mark.parametrize("method", [{"pruning_method": "gmp-soup"}, {"shared_fraction": 0.5}])
-@pytest.mark.parametrize("lost", [None, "optimizer.pt", "soup/model.safetensors"])
+@pytest.mark.parametrize("lost", [None, "optimizer.safetensors", "soup/model.safetensors"])
 def test_a_run_that_stopped_between_trunk_and_branches_goes_on(make_trainer, tmp_path, monkeypatch, method, lost):
     """A trunk whose optimizer is damaged is trained again."""
     settings = {**method, "num_phases": 1}
