@@ -137,3 +137,10 @@ def test_the_public_names_are_few():
     assert len(sms_hf.__all__) <= 22
     for name in sms_hf.__all__:
         assert getattr(sms_hf, name) is not None
+
+
+def test_no_two_test_files_have_one_name():
+    """Outside of packages pytest would take one for the other."""
+    files = [p for p in Path(__file__).parent.rglob("test_*.py") if not (p.parent / "__init__.py").exists()]
+    names = [path.name for path in files]
+    assert sorted(names) == sorted(set(names))
