@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..files.checkpoint import DTYPES, Checkpoint
 from ..files.folder import CheckpointError
+from ..sparsity.evaluating import evaluating
 from ..sparsity.masks import MaskError, Masks
 from ..sparsity.prunable import matrix_dims
 from .averaging import row_pieces
@@ -228,12 +229,10 @@ def theoretical_speedup(model: nn.Module, masks: Mapping[str, Tensor], inputs: M
                 left[0] += operations * share
 
             hooks.append(module.register_forward_hook(count))
-    training = {module: module.training for module in model.modules()}
     try:
-        model.eval()(**inputs)
+        with evaluating(model):
+            model(**inputs)
     finally:
-        for module, flag in training.items():
-            module.training = flag
         for hook in hooks:
             hook.remove()
     if dense[0] == 0:

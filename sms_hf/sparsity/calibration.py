@@ -1,12 +1,12 @@
 """What a criterion sees of a few batches: gradients of the loss, or inputs of layers."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from .criteria import Criterion, Observe
+from .evaluating import evaluating
 from .prunable import matrix_dims
 
 Calibration = Callable[[nn.Module], Iterator[Tensor]]
@@ -39,7 +39,7 @@ def observe(
             "calibration=lambda model: (model(**batch).loss for batch in batches)."
         )
     look = {"gradients": _gradients, "inputs": _inputs}[criterion.observes]
-    with _evaluating(model), torch.enable_grad():
+    with evaluating(model), torch.enable_grad():
         sums, batches = look(model, weights, criterion.observe, calibration)
     if not batches:
         raise ValueError("Expected at least one calibration batch, got none. Pass a loader that can be iterated again.")
@@ -96,14 +96,3 @@ def _inputs(
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
     sums[name] = sums[name] + value if name in sums else value
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag

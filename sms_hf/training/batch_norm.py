@@ -10,6 +10,8 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..sparsity.evaluating import evaluating
+
 
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether a model has batch norms (1d, 2d, 3d or synchronised) with running statistics."""
@@ -74,17 +76,14 @@ def _estimating(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
 
     Everything else is in evaluation mode: dropout would add its noise to the variances, and no two estimates would agree.
     """
-    training = {module: module.training for module in model.modules()}
     momentum = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()  # Also num_batches_tracked, which is the divisor of the cumulative average.
-        norm.momentum = None
-        norm.train()
-    try:
-        yield
-    finally:
-        for norm, value in zip(norms, momentum, strict=True):
-            norm.momentum = value
-        for module, flag in training.items():
-            module.training = flag
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()  # Also num_batches_tracked, which is the divisor of the cumulative average.
+            norm.momentum = None
+            norm.train()
+        try:
+            yield
+        finally:
+            for norm, value in zip(norms, momentum, strict=True):
+                norm.momentum = value

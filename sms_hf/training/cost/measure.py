@@ -139,7 +139,7 @@ def model_facts(model: nn.Module, args: SparseSoupArguments, other_bytes: int = 
     """Count a model; `other_bytes` as in [`ModelFacts`]."""
     stored = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values() if tensor.numel()}
     parameters = list(model.parameters())
-    prunable = _prunable(model, args)
+    prunable = prunable_weights(model, args)
     return ModelFacts(
         num_parameters=sum(p.numel() for p in parameters),
         weight_bytes=sum(stored.values()),
@@ -151,7 +151,8 @@ def model_facts(model: nn.Module, args: SparseSoupArguments, other_bytes: int = 
     )
 
 
-def _prunable(model: nn.Module, args: SparseSoupArguments) -> Mapping[str, torch.Tensor]:
+def prunable_weights(model: nn.Module, args: SparseSoupArguments) -> Mapping[str, torch.Tensor]:
+    """The parameters of a model that a run will cover with masks."""
     return find_weights(model, args.pruning_pattern, args.target_modules, args.exclude_modules)
 
 
@@ -231,7 +232,7 @@ def measure_steps(trainer: Any) -> Measurement:
         probe.remove_callback(PrinterCallback)
         probe.remove_callback(ProgressCallback)
         probe.add_callback(clock)
-        probe.masks, probe.retraining = Masks.all_kept(_prunable(model, trainer.args)), Retraining()
+        probe.masks, probe.retraining = Masks.all_kept(prunable_weights(model, trainer.args)), Retraining()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         probe.train()

@@ -14,9 +14,10 @@ from transformers import PrinterCallback, ProgressCallback
 
 from ...sparsity.masks import Masks
 from ...sparsity.patterns import nm_skipped
-from ...sparsity.pruning import find_weights, prune
+from ...sparsity.pruning import prune
 from ..arguments import SparseSoupArguments
 from ..batch_norm import has_batch_norm, recalibrate_batch_norm_
+from ..cost.measure import prunable_weights
 from ..masked.checkpoints import Source, load_tensors_, load_weights_
 from ..masked.repairs import forget_accelerate_
 from ..plan.candidates import Phase
@@ -132,9 +133,7 @@ class Bench:
 
     def all_kept(self, model: nn.Module) -> Masks:
         """Masks of the parameters that pruning will cover, before it has removed anything."""
-        pattern, targets, excluded = self.args.pruning_pattern, self.args.target_modules, self.args.exclude_modules
-        weights = find_weights(model, pattern, targets, excluded)
-        return Masks.all_kept(weights)
+        return Masks.all_kept(prunable_weights(model, self.args))
 
     def skipped_by_pattern(self, model: nn.Module) -> dict[str, str]:
         """Prunable tensors that an N:M pattern leaves whole -> why."""
