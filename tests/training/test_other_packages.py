@@ -316,6 +316,12 @@ def test_methods_whose_masks_move_are_refused_with_adapters(make_trainer, change
         make_trainer(changes, model=peft.get_peft_model(tiny_t5(), peft.LoraConfig(target_modules=["q"])))
 
 
+@pytest.mark.parametrize("changes", [{"retrained": "biases-and-norms"}, {"shared_fraction": 0.5}])
+def test_adapters_are_all_that_their_candidates_train(make_trainer, changes):
+    with pytest.raises(ValueError, match=r"expected retrained='all' and no shared_fraction, got .* Leave both out"):
+        make_trainer(changes, model=peft.get_peft_model(tiny_t5(), peft.LoraConfig(target_modules=["q"])))
+
+
 # ---- Others ------------------------------------------------------------------------------------------------------------
 
 

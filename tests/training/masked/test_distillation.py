@@ -146,3 +146,14 @@ def test_a_loss_of_the_users_own_is_distilled_too(make_args):
         losses.append(trainer.report["phases"][0]["candidates"][0]["train_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert losses[0] > 9, "three times a loss of about 4"
+
+
+def test_a_model_without_biases_and_norms_is_refused_before_anything_is_trained(make_trainer, tmp_path):
+    model = tiny_t5()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.dim() > 1)
+    with pytest.raises(
+        ValueError, match="Expected biases or norms to train with retrained='biases-and-norms', found none"
+    ):
+        make_trainer({"retrained": "biases-and-norms"}, model=model).train()
+    assert not (tmp_path / "run/_run").exists()
