@@ -74,11 +74,19 @@ class Method:
         plan (`Callable`): [`Request`] -> phases.
         averages (`bool`): Whether the number of candidates matters.
         prunes_while_training (`bool`): Whether masks change while a candidate is trained.
+        options (`frozenset[str]`): Of `OPTIONS`, those that it has a use for.
     """
 
     plan: Callable[[Request], list[Phase]]
     averages: bool = False
     prunes_while_training: bool = False
+    options: frozenset[str] = frozenset()
+
+
+GRADUAL = frozenset({"pruning_interval", "pruning_end"})
+ITERATIVE = frozenset({"phase_shares"})
+OPTIONS = GRADUAL | ITERATIVE | {"shared_fraction", "dense_train_epochs"}
+"""Options of a [`Request`] that some methods alone have a use for; the others refuse them."""
 
 
 def make_plan(method: str, request: Request) -> list[Phase]:
@@ -96,12 +104,16 @@ def make_plan(method: str, request: Request) -> list[Phase]:
             f"num_train_epochs must be above 0, got {request.num_train_epochs}. Set it, or max_steps, or choose "
             "pruning_method='pruned' to see what pruning alone does."
         )
-    _check_shares(method, request)
+    _check_options(method, request)
     return METHODS[method].plan(request)
 
 
-def _check_shares(method: str, request: Request) -> None:
+def _check_options(method: str, request: Request) -> None:
     shares, fraction = request.phase_shares, request.shared_fraction
+    for option in sorted(OPTIONS - METHODS[method].options):
+        if getattr(request, option):
+            whose = ", ".join(repr(name) for name, row in METHODS.items() if option in row.options)
+            raise ValueError(f"{option} is for pruning_method={whose}, got {method!r}. Leave it out.")
     if shares is not None and (len(shares) != request.num_phases or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6):
         raise ValueError(
             f"phase_shares must be num_phases={request.num_phases} fractions above 0 with a sum of 1, got {shares}. [0.25, 0.75] "
@@ -109,8 +121,6 @@ def _check_shares(method: str, request: Request) -> None:
         )
     if not 0.0 <= fraction < 1.0:
         raise ValueError(f"shared_fraction must lie in [0, 1), got {fraction}. 0: candidates part at once.")
-    if fraction and method != "sms":
-        raise ValueError(f"shared_fraction is for pruning_method='sms', got {method!r}. Leave it out.")
     if request.pruning_end is not None and not 0.0 < request.pruning_end < 1.0:
         raise ValueError(f"pruning_end must lie in (0, 1), got {request.pruning_end}. Default: {PRUNING_END}.")
 
@@ -126,7 +136,7 @@ def _pruned(request: Request) -> list[Phase]:
 
 def _one_shot(request: Request) -> list[Phase]:
     """Han et al. 2015: pruned once, retrained once."""
-    return _iterative(replace(request, num_phases=1, variants=request.variants[:1], phase_shares=None))
+    return _iterative(replace(request, num_phases=1, variants=request.variants[:1]))
 
 
 def _imp(request: Request) -> list[Phase]:
@@ -337,19 +347,19 @@ def _budgeted(request: Request) -> list[Phase]:
 METHODS = {
     "pruned": Method(_pruned),
     "one-shot": Method(_one_shot),
-    "imp": Method(_imp),
-    "imp-mx": Method(_imp_mx, averages=True),
-    "imp-reprune": Method(_imp_reprune, averages=True),
-    "imp-avg": Method(_imp_avg, averages=True),
-    "sms": Method(_sms, averages=True),
-    "gmp": Method(_gmp, prunes_while_training=True),
-    "gmp-mx": Method(_gmp_mx, averages=True, prunes_while_training=True),
-    "gmp-soup": Method(_gmp_soup, averages=True, prunes_while_training=True),
-    "dpf": Method(_dpf, prunes_while_training=True),
-    "bimp": Method(_bimp),
-    "gmp-sms": Method(_gmp_sms, averages=True),
-    "dpf-sms": Method(_dpf_sms, averages=True, prunes_while_training=True),
-    "bimp-sms": Method(_bimp_sms, averages=True),
+    "imp": Method(_imp, options=ITERATIVE),
+    "imp-mx": Method(_imp_mx, averages=True, options=ITERATIVE),
+    "imp-reprune": Method(_imp_reprune, averages=True, options=ITERATIVE),
+    "imp-avg": Method(_imp_avg, averages=True, options=ITERATIVE),
+    "sms": Method(_sms, averages=True, options=ITERATIVE | {"shared_fraction"}),
+    "gmp": Method(_gmp, prunes_while_training=True, options=GRADUAL),
+    "gmp-mx": Method(_gmp_mx, averages=True, prunes_while_training=True, options=GRADUAL),
+    "gmp-soup": Method(_gmp_soup, averages=True, prunes_while_training=True, options=GRADUAL),
+    "dpf": Method(_dpf, prunes_while_training=True, options=GRADUAL),
+    "bimp": Method(_bimp, options=ITERATIVE | {"dense_train_epochs"}),
+    "gmp-sms": Method(_gmp_sms, averages=True, options=GRADUAL),
+    "dpf-sms": Method(_dpf_sms, averages=True, prunes_while_training=True, options=GRADUAL),
+    "bimp-sms": Method(_bimp_sms, averages=True, options=ITERATIVE | {"dense_train_epochs"}),
 }
 
 
