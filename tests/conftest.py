@@ -81,6 +81,12 @@ def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
+def datasets_cache(tmp_path, monkeypatch):
+    """A cache of the test's own for the data sets that it reads from files."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
 def make_args(tmp_path):
     """SparseSoupTrainingArguments for runs of a second."""
 

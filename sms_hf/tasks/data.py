@@ -36,7 +36,7 @@ def limit(data: datasets.DatasetDict, recipe: CommonArguments) -> datasets.Datas
 
 def read_files(files: Mapping[str, str], with_text: bool = False) -> datasets.DatasetDict:
     """
-    Splits from local files, each read by its suffix: JSON Lines, CSV or Parquet, compressed or not (`.csv.gz`).
+    Splits from local files, each read by its suffix: JSON Lines or CSV, compressed or not (`.csv.gz`), or Parquet.
 
     Args:
         files (`Mapping[str, str]`): Split -> file.
@@ -50,10 +50,12 @@ def read_files(files: Mapping[str, str], with_text: bool = False) -> datasets.Da
     )
     splits = {}
     for split, name in files.items():
-        kind = kinds.get(Path(name.removesuffix(".gz")).suffix)
-        if kind is None:
+        plain = name.removesuffix(".gz")
+        kind = kinds.get(Path(plain).suffix)
+        if kind is None or (kind == "parquet" and plain != name):  # Parquet compresses itself.
             raise RecipeError(
-                f"Expected a file that ends with one of {', '.join(kinds)}, got {name}. It may be compressed: .csv.gz."
+                f"Expected a file that ends with one of {', '.join(kinds)}, got {name}. It may be compressed: .csv.gz, but not "
+                ".parquet."
             )
         options: dict[str, Any] = {"keep_linebreaks": True} if kind == "text" else {}
         splits[split] = datasets.load_dataset(kind, data_files=name, split="train", **options)

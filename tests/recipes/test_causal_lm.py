@@ -73,9 +73,9 @@ def test_too_short_a_text_and_too_long_a_block_are_refused(tokenizer):
         recipe.make_task(demo_language_model(tokenizer), tokenizer, corpus_of(*LINES), 65)
 
 
+@pytest.mark.usefixtures("datasets_cache")
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
-def test_local_files(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_local_files(kind, tmp_path):
     path, data = tmp_path / f"texts.{kind}", datasets.Dataset.from_dict({"line": LINES})
     if kind == "txt":
         path.write_text("\n".join(LINES))

@@ -2,18 +2,14 @@
 
 import gzip
 
-import datasets
 import pytest
 
 from sms_hf.tasks import RecipeError
 from sms_hf.tasks.data import read_files
 
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
 ROWS = [{"text": "good", "label": 1}, {"text": "bad, \u00e9h", "label": 0}]
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -28,7 +24,10 @@ def test_compressed_files_hold_the_same_rows(tmp_path, name, content):
     assert read_files({"train": str(tmp_path / name)})["train"].to_list() == ROWS
 
 
-def test_a_compressed_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "rows.xlsx.gz").write_bytes(gzip.compress(b""))
-    with pytest.raises(RecipeError, match=r"got .*rows\.xlsx\.gz\. It may be compressed: \.csv\.gz"):
-        read_files({"train": str(tmp_path / "rows.xlsx.gz")})
+@pytest.mark.parametrize("kind", ["xlsx", "parquet"])
+def test_a_compressed_file_of_another_kind_is_refused(tmp_path, kind):
+    (tmp_path / f"rows.{kind}.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(
+        RecipeError, match=rf"got .*rows\.{kind}\.gz\. It may be compressed: \.csv\.gz, but not \.parquet"
+    ):
+        read_files({"train": str(tmp_path / f"rows.{kind}.gz")})

@@ -25,6 +25,8 @@ RECIPE = ROOT / "recipes" / "image_classification.py"
 FEW = ["--max_train_samples", "100", "--max_eval_samples", "50", "--max_test_samples", "50", "--dense_epochs", "1"]
 FEW += ["--num_train_epochs", "1", "--num_candidates", "2"]
 
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
 
 def parse(argv):
     return tasks.parse(argv, str(RECIPE), recipe.RecipeArguments)
@@ -37,11 +39,6 @@ def settings(**changes):
 def run(*arguments, **environment):
     command = [sys.executable, str(RECIPE), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=os.environ | environment)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def draw(folder, names=("bright", "dark"), each=6):

@@ -32,9 +32,8 @@ def run(*arguments):
 
 
 @pytest.fixture
-def write(tmp_path, monkeypatch):
+def write(tmp_path, datasets_cache):
     """Write columns to a file and return its name."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
     def make(name, columns):
         data, path = datasets.Dataset.from_dict(columns), tmp_path / name

@@ -122,9 +122,9 @@ def test_a_missing_translation_and_a_missing_split_are_named(tmp_path):
         recipe.load_corpus(settings(parallel_dir=str(tmp_path)))
 
 
+@pytest.mark.usefixtures("datasets_cache")
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "columns.csv"])
-def test_files_with_a_translation_column_or_one_per_language(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_files_with_a_translation_column_or_one_per_language(tmp_path, kind):
     path = tmp_path / f"pairs.{kind}"
     data = datasets.Dataset.from_dict({"translation": PAIRS})
     if kind in ("jsonl", "json"):
@@ -140,8 +140,8 @@ def test_files_with_a_translation_column_or_one_per_language(tmp_path, kind, mon
     assert "test" not in corpus
 
 
-def test_a_file_without_the_languages_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+@pytest.mark.usefixtures("datasets_cache")
+def test_a_file_without_the_languages_is_refused(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps({"translation": {"en": "a", "fr": "un"}}) + "\n")
     with pytest.raises(SystemExit, match=r"needs a `translation` column with \('en', 'de'\)"):
