@@ -74,19 +74,13 @@ class Method:
         plan (`Callable`): [`Request`] -> phases.
         averages (`bool`): Whether the number of candidates matters.
         prunes_while_training (`bool`): Whether masks change while a candidate is trained.
-        options (`frozenset[str]`): Of `OPTIONS`, those that it has a use for.
+        options (`frozenset[str]`): Of a [`Request`], those that it has a use for and others have not.
     """
 
     plan: Callable[[Request], list[Phase]]
     averages: bool = False
     prunes_while_training: bool = False
     options: frozenset[str] = frozenset()
-
-
-GRADUAL = frozenset({"pruning_interval", "pruning_end"})
-ITERATIVE = frozenset({"phase_shares"})
-OPTIONS = GRADUAL | ITERATIVE | {"shared_fraction", "dense_train_epochs"}
-"""Options of a [`Request`] that some methods alone have a use for; the others refuse them."""
 
 
 def make_plan(method: str, request: Request) -> list[Phase]:
@@ -110,8 +104,8 @@ def make_plan(method: str, request: Request) -> list[Phase]:
 
 def _check_options(method: str, request: Request) -> None:
     shares, fraction = request.phase_shares, request.shared_fraction
-    for option in sorted(OPTIONS - METHODS[method].options):
-        if getattr(request, option):
+    for option in sorted({option for row in METHODS.values() for option in row.options} - METHODS[method].options):
+        if getattr(request, option) != getattr(Request, option):  # The class holds the defaults.
             whose = ", ".join(repr(name) for name, row in METHODS.items() if option in row.options)
             raise ValueError(f"{option} is for pruning_method={whose}, got {method!r}. Leave it out.")
     if shares is not None and (len(shares) != request.num_phases or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6):
@@ -343,6 +337,9 @@ def _budgeted(request: Request) -> list[Phase]:
     variants = [{**allr, **lasting(request, variant, 1 - share)} for variant in request.variants]
     return [Phase(1, 0.0, _candidates([dense_variant], 1)), *_iterative(replace(request, variants=variants), first=2)]
 
+
+GRADUAL = frozenset({"pruning_interval", "pruning_end"})
+ITERATIVE = frozenset({"phase_shares"})
 
 METHODS = {
     "pruned": Method(_pruned),

@@ -219,6 +219,7 @@ def test_every_plan_ends_at_the_goal_with_one_model(method):
         ("imp", {"shared_fraction": 0.5}, "shared_fraction is for pruning_method='sms', got 'imp'"),
         ("one-shot", {"phase_shares": [1.0]}, "phase_shares is for pruning_method='imp', 'imp-mx', "),
         ("sms", {"pruning_end": 0.5}, "pruning_end is for pruning_method='gmp', 'gmp-mx', 'gmp-soup', 'dpf', "),
+        ("sms", {"pruning_interval": 0.0}, "pruning_interval is for pruning_method='gmp', "),
         ("imp", {"pruning_interval": 1.0}, "'dpf-sms', got 'imp'. Leave it out."),
         ("gmp", {"dense_train_epochs": 1.0}, "dense_train_epochs is for pruning_method='bimp', 'bimp-sms', got 'gmp'"),
         ("gmp", {"pruning_end": 1.0}, "pruning_end must lie in (0, 1), got 1.0"),
