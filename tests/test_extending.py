@@ -9,7 +9,7 @@ from conftest import tiny_t5
 from safetensors.torch import load_file
 
 from sms_hf import CRITERIA, METHODS, find_prunable, prune
-from sms_hf.soup import SOUP_METHODS
+from sms_hf.soup import SOUP_METHODS, Pool
 from sms_hf.sparsity.allocation import SCOPES
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -47,7 +47,7 @@ def test_a_soup_with_weights(make_trainer, rows):
     trainer.train()
     phase = trainer.report["phases"][0]
     scores = {c["name"]: c["score"] for c in phase["candidates"]}
-    weights, _ = rows["softmax_ingredients"](scores, None, greater_is_better=False)
+    weights, _ = rows["softmax_ingredients"](Pool(scores, float, greater_is_better=False))
     assert phase["soup"]["ingredients"] == list(weights)
     assert phase["soup"]["weights"] == list(weights.values())
     assert len(set(weights.values())) == 2

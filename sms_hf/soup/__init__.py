@@ -11,11 +11,12 @@ from .diagnostics import (
     subsets,
     theoretical_speedup,
 )
-from .ingredients import SOUP_METHODS, GreedyTrial, greedy_soup, uniform_soup
+from .ingredients import SOUP_METHODS, GreedyTrial, Pool, greedy_soup, uniform_soup
 
 __all__ = [
     "SOUP_METHODS",
     "GreedyTrial",
+    "Pool",
     "Rift",
     "advice",
     "average_checkpoints",

@@ -18,32 +18,41 @@ class GreedyTrial:
     accepted: bool
 
 
-def greedy_ingredients(
-    scores: Mapping[str, float], evaluate: Callable[[Mapping[str, float]], float], greater_is_better: bool = True
-) -> tuple[dict[str, float], list[GreedyTrial]]:
+@dataclass(frozen=True)
+class Pool:
+    """
+    What the ingredients of a soup are chosen from.
+
+    Attributes:
+        scores (`Mapping[str, float]`): Candidate name -> its own score on the selection data.
+        evaluate (`Callable`): Ingredient -> weight, to the score of their average, on the same data and metric.
+        greater_is_better (`bool`): `False` for a loss.
+    """
+
+    scores: Mapping[str, float]
+    evaluate: Callable[[Mapping[str, float]], float]
+    greater_is_better: bool = True
+
+
+def greedy_ingredients(pool: Pool) -> tuple[dict[str, float], list[GreedyTrial]]:
     """
     GreedySoup of Wortsman et al., "Model soups" (ICML 2022), with the tie rule of Sparse Model Soups.
 
     Candidates are tried best first (equal scores keep their order). One stays if the average with it scores at least as
     well as the average without it (`>=`; Wortsman et al. ask for `>`). So the result never scores below the best candidate.
 
-    Args:
-        scores (`Mapping[str, float]`): Candidate name -> its own score on the selection data.
-        evaluate (`Callable`): Ingredient -> weight, to the score of their average, on the same data and metric.
-        greater_is_better (`bool`, *optional*, defaults to `True`): `False` for a loss.
-
     Returns:
         The ingredients that were chosen, in the order of choice, each with weight 1, and every trial (the first is the best
         candidate alone).
     """
+    scores, sign = pool.scores, 1.0 if pool.greater_is_better else -1.0
     if not scores:
         raise ValueError("A greedy soup needs at least one scored candidate, got none.")
-    sign = 1.0 if greater_is_better else -1.0
     order = sorted(scores, key=lambda name: (math.isnan(scores[name]), -sign * scores[name]))
     chosen, best = [order[0]], scores[order[0]]
     trials = [GreedyTrial(list(chosen), best, True)]
     for name in order[1:]:
-        score = evaluate(dict.fromkeys([*chosen, name], 1.0))
+        score = pool.evaluate(dict.fromkeys([*chosen, name], 1.0))
         accepted = sign * score >= sign * best
         trials.append(GreedyTrial([*chosen, name], score, accepted))
         if accepted:
@@ -51,19 +60,15 @@ def greedy_ingredients(
     return dict.fromkeys(chosen, 1.0), trials
 
 
-def uniform_ingredients(
-    scores: Mapping[str, float], evaluate: Callable[[Mapping[str, float]], float], greater_is_better: bool = True
-) -> tuple[dict[str, float], list[GreedyTrial]]:
+def uniform_ingredients(pool: Pool) -> tuple[dict[str, float], list[GreedyTrial]]:
     """UniformSoup: all candidates, in the order given, each with weight 1. Nothing is tried."""
-    return dict.fromkeys(scores, 1.0), []
+    return dict.fromkeys(pool.scores, 1.0), []
 
 
-Choose = Callable[
-    [Mapping[str, float], Callable[[Mapping[str, float]], float], bool], tuple[dict[str, float], list[GreedyTrial]]
-]
+Choose = Callable[[Pool], tuple[dict[str, float], list[GreedyTrial]]]
 SOUP_METHODS: dict[str, Choose] = {"greedy": greedy_ingredients, "uniform": uniform_ingredients}
 """
-Method name -> (scores, evaluate, greater_is_better) -> (ingredient -> weight, trials).
+Method name -> [`Pool`] -> (ingredient -> weight, trials).
 
 Weights are divided by their sum. A method of your own is one more row: a softmax over scores, all subsets, ...
 """
@@ -116,7 +121,8 @@ def greedy_soup(
         return score(average_checkpoints([paths[name] for name in weights], trial, list(weights.values())))
 
     try:
-        chosen, trials = greedy_ingredients({name: score(p) for name, p in paths.items()}, evaluate, greater_is_better)
+        scores = {name: score(path) for name, path in paths.items()}
+        chosen, trials = greedy_ingredients(Pool(scores, evaluate, greater_is_better))
     finally:
         shutil.rmtree(trial, ignore_errors=True)
     average_checkpoints([paths[name] for name in chosen], output, list(chosen.values()))

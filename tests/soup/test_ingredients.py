@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 from sms_hf.soup import GreedyTrial, average_checkpoints, greedy_soup, uniform_soup
-from sms_hf.soup.ingredients import SOUP_METHODS, greedy_ingredients
+from sms_hf.soup.ingredients import SOUP_METHODS, Pool, greedy_ingredients
 from sms_hf.sparsity import Masks, prune
 
 torch.set_num_threads(1)
@@ -46,14 +46,14 @@ def weight_of(folder):
 
 
 def test_an_equal_score_is_accepted():
-    chosen, trials = greedy_ingredients(TIE_SCORES, lambda names: TIE_TABLE[tuple(names)])
+    chosen, trials = greedy_ingredients(Pool(TIE_SCORES, lambda names: TIE_TABLE[tuple(names)]))
     assert list(chosen) == ["c2", "c3", "c1"]
     assert trials == [GreedyTrial(*trial) for trial in TIE_TRIALS]
 
 
 def test_a_loss_is_minimised():
     scores = {name: -score for name, score in TIE_SCORES.items()}
-    chosen, trials = greedy_ingredients(scores, lambda names: -TIE_TABLE[tuple(names)], greater_is_better=False)
+    chosen, trials = greedy_ingredients(Pool(scores, lambda names: -TIE_TABLE[tuple(names)], greater_is_better=False))
     assert list(chosen) == ["c2", "c3", "c1"]
     assert trials == [GreedyTrial(names, -score, accepted) for names, score, accepted in TIE_TRIALS]
 
@@ -62,7 +62,7 @@ def test_scalar_model():
     def evaluate(names):
         return quality(sum(SCALARS[name] for name in names) / len(names))
 
-    chosen, trials = greedy_ingredients({name: quality(w) for name, w in SCALARS.items()}, evaluate)
+    chosen, trials = greedy_ingredients(Pool({name: quality(w) for name, w in SCALARS.items()}, evaluate))
     assert list(chosen) == ["a", "b"]
     assert [trial.ingredients for trial in trials] == [["a"], ["a", "b"], ["a", "b", "c"], ["a", "b", "d"]]
     assert [trial.score for trial in trials] == pytest.approx([99.96, 99.9975, 99.982222, 99.865556], abs=1e-6)
@@ -70,9 +70,9 @@ def test_scalar_model():
 
 
 def test_equal_candidates_are_tried_in_the_order_given():
-    chosen, trials = greedy_ingredients({"z": 1.0, "a": 1.0, "m": 2.0, "b": 1.0}, lambda names: 2.0)
+    chosen, trials = greedy_ingredients(Pool({"z": 1.0, "a": 1.0, "m": 2.0, "b": 1.0}, lambda names: 2.0))
     assert list(chosen) == ["m", "z", "a", "b"]
-    losses, _ = greedy_ingredients({"z": 1.0, "a": 1.0, "m": 0.5}, lambda names: 0.5, greater_is_better=False)
+    losses, _ = greedy_ingredients(Pool({"z": 1.0, "a": 1.0, "m": 0.5}, lambda names: 0.5, greater_is_better=False))
     assert list(losses) == ["m", "z", "a"]
     assert len(trials) == 4
 
@@ -81,16 +81,16 @@ def test_one_candidate_is_the_soup_and_nothing_is_evaluated():
     def evaluate(names):
         raise AssertionError("not needed")
 
-    assert greedy_ingredients({"only": 0.3}, evaluate) == ({"only": 1.0}, [GreedyTrial(["only"], 0.3, True)])
+    assert greedy_ingredients(Pool({"only": 0.3}, evaluate)) == ({"only": 1.0}, [GreedyTrial(["only"], 0.3, True)])
 
 
 def test_no_candidate_is_an_error():
     with pytest.raises(ValueError, match="A greedy soup needs at least one scored candidate, got none"):
-        greedy_ingredients({}, lambda names: 0.0)
+        greedy_ingredients(Pool({}, lambda names: 0.0))
 
 
 def test_a_soup_whose_score_is_not_a_number_is_rejected():
-    chosen, trials = greedy_ingredients({"a": 1.0, "b": 0.5}, lambda names: float("nan"))
+    chosen, trials = greedy_ingredients(Pool({"a": 1.0, "b": 0.5}, lambda names: float("nan")))
     assert list(chosen) == ["a"]
     assert trials[1].accepted is False
 
@@ -98,7 +98,7 @@ def test_a_soup_whose_score_is_not_a_number_is_rejected():
 @pytest.mark.parametrize("greater_is_better", [True, False])
 def test_a_candidate_whose_score_is_not_a_number_is_never_the_first(greater_is_better):
     nan = float("nan")
-    chosen, _ = greedy_ingredients({"x": nan, "a": 1.0, "y": nan}, lambda names: nan, greater_is_better)
+    chosen, _ = greedy_ingredients(Pool({"x": nan, "a": 1.0, "y": nan}, lambda names: nan, greater_is_better))
     assert list(chosen) == ["a"]
 
 
@@ -113,7 +113,7 @@ def test_never_worse_than_the_best_candidate(greater_is_better):
         def evaluate(names, evaluated=evaluated):
             return evaluated.setdefault(tuple(names), generator.choice([generator.random(), 0.5]))
 
-        chosen, trials = greedy_ingredients(scores, evaluate, greater_is_better)
+        chosen, trials = greedy_ingredients(Pool(scores, evaluate, greater_is_better))
         assert set(chosen.values()) == {1.0}
         names = list(chosen)
         final = evaluated[tuple(names)] if len(names) > 1 else scores[names[0]]
@@ -124,12 +124,12 @@ def test_never_worse_than_the_best_candidate(greater_is_better):
 
 
 def test_methods_by_name():
-    assert list(SOUP_METHODS["greedy"](TIE_SCORES, lambda names: TIE_TABLE[tuple(names)], True)[0]) == [
+    assert list(SOUP_METHODS["greedy"](Pool(TIE_SCORES, lambda names: TIE_TABLE[tuple(names)], True))[0]) == [
         "c2",
         "c3",
         "c1",
     ]
-    assert SOUP_METHODS["uniform"](TIE_SCORES, lambda names: 1 / 0, True) == (
+    assert SOUP_METHODS["uniform"](Pool(TIE_SCORES, lambda names: 1 / 0, True)) == (
         dict.fromkeys(["c1", "c2", "c3", "c4"], 1.0),
         [],
     )

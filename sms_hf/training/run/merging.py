@@ -6,7 +6,7 @@ from typing import Any
 
 from ...files.records import write_record
 from ...soup.averaging import Average, average_checkpoints
-from ...soup.ingredients import SOUP_METHODS
+from ...soup.ingredients import SOUP_METHODS, Pool
 from ...sparsity.masks import Masks, check_fingerprint
 from ..plan.candidates import Phase
 from ..processes.stopping import leave_if_wished
@@ -43,7 +43,7 @@ def merge(
 
     method = bench.args.soup_method if phase.merge == "soup" else "uniform"
     scores = {name: record["score"] for name, record in usable.items()}
-    chosen, trials = SOUP_METHODS[method](scores, evaluate, bench.greater_is_better)
+    chosen, trials = SOUP_METHODS[method](Pool(scores, evaluate, bench.greater_is_better))
     remove(folder.trial)
     soup = average(bench, phase, folder, chosen, folder.soup)
     metrics = metrics_of.get(_formula(chosen)) or bench.evaluate(bench.load(soup, phase))
