@@ -14,6 +14,8 @@ from ..sparsity.schedules import RETRAIN_SCHEDULES
 from .plan.candidates import Phase, vary_candidates
 from .plan.learning_rate import check_schedule
 from .plan.methods import METHODS, Request, make_plan
+from .plan.rows import CANDIDATE_DATA
+from .plan.tail import TAIL_AVERAGES
 from .processes.launch import join_processes
 from .processes.sharding import defer_sharding_, wants_sharding
 from .processes.store import Processes
@@ -158,6 +160,21 @@ class SparseSoupArguments(_TrainingArguments):
             "part. 0: as in the paper."
         },
     )
+    averaging_rounds: int = field(
+        default=1,
+        metadata={
+            "help": "SMS: how often the candidates of a phase are averaged; all but the last time they go on from the average, "
+            "each with its own optimizer (PAPA, DART, local SGD). 1: as in the paper."
+        },
+    )
+    candidate_data: str = field(
+        default="all",
+        metadata={
+            "help": "Which rows of the training data a candidate sees: 'all', 'shards' its own part, so often that it takes as "
+            "many steps, or 'bootstrap', rows drawn with replacement.",
+            "choices": list(CANDIDATE_DATA),
+        },
+    )
     dense_train_epochs: float | None = field(
         default=None,
         metadata={"help": "BIMP: epochs of dense training before the first pruning. Default: half of the budget."},
@@ -193,6 +210,14 @@ class SparseSoupArguments(_TrainingArguments):
             "help": "Which parameters candidates train: 'all', or 'biases-and-norms', a hundredth of them: little memory, and "
             "weights stay those of the parent (PERP, Zimmer et al. 2023).",
             "choices": list(RETRAINED),
+        },
+    )
+    tail_average: str | None = field(
+        default=None,
+        metadata={
+            "help": "What a candidate ends with instead of its last weights: 'ema', their exponential mean over a tenth of its "
+            "steps, or 'lawa', the mean of five snapshots in its last fifth.",
+            "choices": sorted(TAIL_AVERAGES),
         },
     )
     distill_weight: float = field(
@@ -241,6 +266,9 @@ class SparseSoupArguments(_TrainingArguments):
         self._check_pattern()
         check_schedule(self)
         check_choice("retrained", self.retrained, RETRAINED)
+        check_choice("candidate_data", self.candidate_data, list(CANDIDATE_DATA))
+        if self.tail_average is not None:
+            check_choice("tail_average", self.tail_average, sorted(TAIL_AVERAGES))
         if not 0.0 <= self.distill_weight <= 1.0 or self.distill_temperature <= 0.0:
             raise ValueError(
                 f"distill_weight must lie in [0, 1] and distill_temperature above 0, got {self.distill_weight} and "
@@ -275,7 +303,8 @@ class SparseSoupArguments(_TrainingArguments):
             self._check_plan()
 
     def _check_plan(self) -> None:
-        fewest = min(len(phase.candidates) for phase in self.make_plan() if not phase.is_trunk)
+        plan = self.make_plan()
+        fewest = min(len(phase.candidates) for phase in plan if not phase.is_trunk)
         if self.min_candidates < 1 or self.min_candidates > max(fewest, 1):
             raise ValueError(f"min_candidates must lie between 1 and {fewest} candidates, got {self.min_candidates}.")
         if self.retrained != "all" and METHODS[self.pruning_method].prunes_while_training:
@@ -283,10 +312,15 @@ class SparseSoupArguments(_TrainingArguments):
                 f"Expected retrained='all' with pruning_method={self.pruning_method!r}, got {self.retrained!r}: what is pruned "
                 "while it is trained has to be trained. Take 'sms', 'imp' or their kin."
             )
-        if self.shared_fraction and wants_sharding(self):
+        if wants_sharding(self) and (self.tail_average or any(phase.keeps_optimizers for phase in plan)):
             raise ValueError(
-                "Expected no fsdp with shared_fraction: the optimizer that candidates share lies in parts on several processes. "
-                "Leave one of the two out."
+                "Expected no fsdp with shared_fraction, averaging_rounds or tail_average: the optimizer with which candidates go "
+                "on, and the mean of their weights, lie in parts on several processes. Leave one of the two out."
+            )
+        if self.tail_average and (self.load_best_model_at_end or any(phase.feedback for phase in plan)):
+            raise ValueError(
+                f"Expected no tail_average with load_best_model_at_end, which takes the weights of one step, nor with DPF, whose "
+                f"masks come and go, got {self.tail_average!r}. Leave one of the two out."
             )
         looks_at_data = CRITERIA[self.pruning_criterion].observes is not None
         if looks_at_data and self.calibration_batches < 1:
@@ -353,6 +387,7 @@ class SparseSoupArguments(_TrainingArguments):
             pruning_end=self.pruning_end,
             phase_shares=self.phase_shares,
             shared_fraction=self.shared_fraction,
+            averaging_rounds=self.averaging_rounds,
             dense_train_epochs=self.dense_train_epochs,
             original_num_epochs=self.original_num_epochs,
         )

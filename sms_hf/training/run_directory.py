@@ -9,7 +9,7 @@ Where the files of a run lie: known here alone.
       _run/phase-1/diagnostics.json how the candidates lie to each other
       _run/phase-1/trials.json      scores of the averages that were tried
       _run/phase-1/soup/            averaged weights, then phase.json
-      _run/phase-1/optimizer.safetensors     of a trunk: with what the branches of the next phase go on
+      _run/phase-1/candidate-1.optimizer.safetensors     where the next phase goes on with it
       _run/phase-2/ ...
       _run/final.json               the final model is whole
 """
@@ -91,7 +91,6 @@ class PhaseFolder:
         parent, soup, trial (`Path`): Model folders: what candidates start from, what they become, an average that is tried.
         parent_record, record, diagnostics, trials (`Path`): Records of the parent, of the whole phase, of how candidates lie
             to each other, and of the scores of averages.
-        optimizer (`Path`): State of the optimizer of a phase from which the next one branches off.
     """
 
     def __init__(self, internal: Path, number: int):
@@ -101,7 +100,6 @@ class PhaseFolder:
         self.parent, self.parent_record = self.root / "parent", self.root / "parent.json"
         self.soup, self.record = self.root / "soup", self.root / "phase.json"
         self.trial = self.root / "trial"
-        self.optimizer = self.root / "optimizer.safetensors"
         self.diagnostics, self.trials = self.root / "diagnostics.json", self.root / "trials.json"
 
     @property
@@ -114,6 +112,10 @@ class PhaseFolder:
 
     def candidate_record(self, name: str) -> Path:
         return self.root / f"{name}.json"
+
+    def optimizer(self, name: str) -> Path:
+        """State of a candidate's optimizer, where the next phase goes on with it."""
+        return self.root / f"{name}.optimizer.safetensors"
 
     def candidate_records(self) -> list[Path]:
         """Records that are there, in the order of the candidates."""

@@ -75,11 +75,11 @@ class SparseSoupMixin(CandidateMixin, metaclass=Rebuildable):
                 f"pruning_method={self.args.pruning_method!r} and candidate_processes={self.args.candidate_processes}. Use "
                 "'sms', 'imp' or their kin, or train the whole model."
             )
-        if self.args.retrained != "all" or self.args.shared_fraction:
+        if self.args.retrained != "all" or any(phase.keeps_optimizers for phase in self.args.make_plan()):
             raise ValueError(
-                f"Adapters are what their candidates train, each from a start of its own: expected retrained='all' and no "
-                f"shared_fraction, got {self.args.retrained!r} and {self.args.shared_fraction}. Leave both out, or train without "
-                "adapters."
+                f"Adapters are what their candidates train, each from a start of its own: expected retrained='all', no "
+                f"shared_fraction and averaging_rounds=1, got {self.args.retrained!r}, {self.args.shared_fraction} and "
+                f"{self.args.averaging_rounds}. Leave them out, or train without adapters."
             )
         self.model, self._adapters = take_adapters_(self.model)
         self.model_wrapped = self.model

@@ -45,6 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gmp": {"pruning_method": "gmp-sms"},
     "soup": {"pruning_method": "gmp-soup"},
     "shared": {"shared_fraction": 0.5},
+    "rounds": {"averaging_rounds": 2, "candidate_data": "shards", "tail_average": "ema"},
     "reprune": {"pruning_method": "imp-reprune"},
     "both": {"sparse_format": "both", "keep_candidates": True},
     # Ends in the middle of an epoch, with a checkpoint of its last step.
@@ -54,7 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "raise": {},
 }
 """Name -> what differs from `SETTINGS`. The second candidate of `nan` gets weights that are no numbers, of `raise` an error."""
-HEALTHY = ("plain", "best", "dpf", "gmp", "soup", "shared", "reprune", "both", "steps", "unsaved")
+HEALTHY = ("plain", "best", "dpf", "gmp", "soup", "shared", "rounds", "reprune", "both", "steps", "unsaved")
 FAILING = ("nan", "raise")
 
 

@@ -276,20 +276,22 @@ def _disk_bytes(
 ) -> int:
     """At the fullest: every phase while it is trained and while it is merged, and the end."""
     stay, wait, peak = 0, 0, 0  # Models that stay until the end, and those that wait for the next merge.
-    shared = 0  # Bytes of the optimizer of a trunk, until its branches are merged.
+    handed = 0  # Bytes of the optimizers with which this phase goes on, until it is merged.
     for phase in plan:
         count, parents = len(phase.candidates), 0 if phase.own_parents else MODELS_BESIDE_CANDIDATES
         writing = sorted(
             (_checkpoint_bytes(args, facts, phase, c, num_examples) for c in phase.candidates), reverse=True
         )
         here = stay + wait + count
-        shared = optimizer_bytes(args, phase.candidates[0].overrides, facts) if phase.is_trunk else shared
-        peak = max(peak, (here + parents) * facts.folder_bytes + sum(writing[:groups]) + shared)
+        states = [optimizer_bytes(args, c.overrides, facts) for c in phase.candidates if phase.keeps_optimizers]
+        optimizers = handed + sum(states)
+        peak = max(peak, (here + parents) * facts.folder_bytes + sum(writing[:groups]) + optimizers)
         if phase.merge == "none":
             wait += count + parents
             continue
         kept_parent = parents if args.keep_candidates else 0
-        peak = max(peak, (here + kept_parent + MODELS_BESIDE_CANDIDATES) * facts.folder_bytes + shared)
+        peak = max(peak, (here + kept_parent + MODELS_BESIDE_CANDIDATES) * facts.folder_bytes + optimizers)
+        handed = sum(states)
         stay, wait = stay + 1 + (wait + count + parents if args.keep_candidates else 0), 0
     return max(peak, (stay + wait) * facts.folder_bytes + _final_bytes(plan, args, facts))
 
@@ -314,7 +316,8 @@ def _checkpoint_bytes(
         kept = min(max(limit, 2 if args.load_best_model_at_end else 1) + 1, kept if saves is not None else math.inf)
     optimizer = 0 if args.save_only_model else optimizer_bytes(args, candidate.overrides, facts)
     dense = facts.num_prunable * facts.itemsize if phase.feedback else 0
-    return math.ceil(kept * (facts.folder_bytes + optimizer + dense))
+    mean = facts.trainable * max(facts.itemsize, 4) if args.tail_average is not None else 0
+    return math.ceil(kept * (facts.folder_bytes + optimizer + dense + mean))
 
 
 def _saves(args: SparseSoupArguments, overrides: Mapping[str, Any], num_examples: int | None) -> int | None:

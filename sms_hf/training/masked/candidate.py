@@ -18,6 +18,7 @@ from ..processes.stopping import leave_if_wished, stop_wished
 from .distillation import distillation_loss
 from .masked_trainer import MaskedTrainerMixin
 from .optimizer_state import go_on_with_
+from .tail_average import TailAverage
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,24 @@ class CandidateMixin(MaskedTrainerMixin):
 
     args: SparseSoupArguments
     retraining: Retraining | None = None
+    _tail: TailAverage | None = None
+
+    def average_tail(self, tail: TailAverage) -> None:
+        """Let the next `train()` end with a mean of its weights."""
+        self._tail = tail
+
+    def take_tail_average(self) -> None:
+        """Put that mean in place of the last weights, under the last mask."""
+        if self._tail is not None:
+            self._tail.put_(self.model)
+            self._tail = None
+            if self._enforcer is not None:
+                self._enforcer.mask_weights_(self.model)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super()._after_step(optimizer)
+        if self._tail is not None:
+            self._tail.update(self.model, self.state.global_step + 1, self.state.max_steps)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         self.args.processes.beat()
@@ -100,6 +119,13 @@ class CandidateMixin(MaskedTrainerMixin):
         if self.retraining is not None and state_dict is None:
             self._check_finite()
         super()._save(output_dir, state_dict)
+        if self._tail is not None and self.args.should_save:
+            self._tail.save(Path(output_dir or str(self.args.output_dir)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._tail is not None:
+            self._tail.load(Path(resume_from_checkpoint), self.args.device)
 
     def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)

@@ -63,8 +63,9 @@ class Phase:
         feedback (`bool`): While it is trained the dense weights live on behind the mask (DPF).
         keeps_dense (`bool`): The dense weights are what the phase hands on; they are pruned only to be scored.
         window (`tuple[float, float]`): The part of one learning rate schedule that this phase goes through.
-        is_trunk (`bool`): Its one candidate hands on the state of its optimizer, too: the next phase branches off from it.
-        branches (`bool`): Its candidates go on with the optimizer of the trunk before it.
+        keeps_optimizers (`bool`): Its candidates hand on the states of their optimizers, too.
+        goes_on (`bool`): Its candidates go on with the optimizers of the phase before: each with its own, or all with that
+            of the only one.
     """
 
     number: int
@@ -76,8 +77,13 @@ class Phase:
     feedback: bool = False
     keeps_dense: bool = False
     window: tuple[float, float] = (0.0, 1.0)
-    is_trunk: bool = False
-    branches: bool = False
+    keeps_optimizers: bool = False
+    goes_on: bool = False
+
+    @property
+    def is_trunk(self) -> bool:
+        """Whether the next phase branches off from its one candidate."""
+        return self.keeps_optimizers and len(self.candidates) == 1
 
     @property
     def final_sparsity(self) -> float:

@@ -42,6 +42,7 @@ class Request:
         pruning_end (`float`, *optional*): Fraction of the training after which GMP and DPF prune no more, in `(0, 1)`.
         phase_shares (`list[float]`, *optional*): Each phase's part of the epochs of all phases; together 1.
         shared_fraction (`float`): Part of the epochs of a phase that its candidates share before they part, in `[0, 1)`.
+        averaging_rounds (`int`): How often the candidates of a phase are averaged, at least 1.
         dense_train_epochs (`float`, *optional*): Epochs that BIMP trains before it prunes.
         original_num_epochs (`float`, *optional*): Epochs of the training that made the dense model, for ALLR.
     """
@@ -56,6 +57,7 @@ class Request:
     pruning_end: float | None = None
     phase_shares: list[float] | None = None
     shared_fraction: float = 0.0
+    averaging_rounds: int = 1
     dense_train_epochs: float | None = None
     original_num_epochs: float | None = None
 
@@ -115,6 +117,10 @@ def _check_options(method: str, request: Request) -> None:
         )
     if not 0.0 <= fraction < 1.0:
         raise ValueError(f"shared_fraction must lie in [0, 1), got {fraction}. 0: candidates part at once.")
+    if request.averaging_rounds < 1 or (request.averaging_rounds > 1 and fraction):
+        raise ValueError(
+            f"averaging_rounds must be at least 1, and 1 with shared_fraction, got {request.averaging_rounds} and {fraction}."
+        )
     if request.pruning_end is not None and not 0.0 < request.pruning_end < 1.0:
         raise ValueError(f"pruning_end must lie in (0, 1), got {request.pruning_end}. Default: {PRUNING_END}.")
 
@@ -150,12 +156,17 @@ def _sms(request: Request) -> list[Phase]:
 
     With a `shared_fraction` `f` each of its phases is two here: of its `m k` epochs `f m k` as one model, then `m` copies for
     `(1 - f) k` each, which go on with its optimizer along one schedule (branching late: Gupta et al., SWAP, ICLR 2020).
+
+    With `averaging_rounds` `R` each is `R` phases here: the copies are averaged `R` times, and go on from the average, each
+    with its own optimizer, along one schedule (PAPA-all: Jolicoeur-Martineau et al., TMLR 2024; DART: Jain et al., CVPR 2023;
+    local SGD: Stich, ICLR 2019).
     """
-    if not request.shared_fraction:
+    if not request.shared_fraction and request.averaging_rounds == 1:
         return _iterative(request)
     phases: list[Phase] = []
     for phase, length in zip(_iterative(request), _lengths(request), strict=True):
-        phases += _branched(request, phase.sparsity, phase.number, length)
+        cut = _branched if request.shared_fraction else _in_rounds
+        phases += cut(request, phase.sparsity, phase.number, length)
     return phases
 
 
@@ -168,8 +179,26 @@ def _branched(request: Request, sparsity: float, number: int, length: float) -> 
     trunk = _candidates([_part(request, request.variants[0], shared * length, path)], first)
     branches = _candidates([_part(request, variant, alone * length, path) for variant in request.variants], first + 1)
     return [
-        Phase(first, sparsity, trunk, window=(0.0, border), is_trunk=True),
-        Phase(first + 1, sparsity, branches, window=(border, 1.0), branches=True),
+        Phase(first, sparsity, trunk, window=(0.0, border), keeps_optimizers=True),
+        Phase(first + 1, sparsity, branches, window=(border, 1.0), goes_on=True),
+    ]
+
+
+def _in_rounds(request: Request, sparsity: float, number: int, length: float) -> list[Phase]:
+    """A phase cut at the averages within it; `length`: of one candidate, in units of the arguments' own."""
+    rounds = request.averaging_rounds
+    first = (number - 1) * rounds + 1
+    part = [_part(request, variant, length / rounds, length) for variant in request.variants]
+    return [
+        Phase(
+            first + r,
+            sparsity,
+            _candidates(part, first + r),
+            window=(r / rounds, (r + 1) / rounds),
+            keeps_optimizers=r < rounds - 1,
+            goes_on=r > 0,
+        )
+        for r in range(rounds)
     ]
 
 
@@ -229,8 +258,8 @@ def _gmp_soup(request: Request) -> list[Phase]:
     branches = [_part(request, variant, (1 - border) * path, path) for variant in request.variants]
     within = tuple((position / border, sparsity) for position, sparsity in events)
     return [
-        Phase(1, 0.0, _candidates([trunk], 1), events=within, window=(0.0, border), is_trunk=True),
-        Phase(2, request.target_sparsity, _candidates(branches, 2), window=(border, 1.0), branches=True),
+        Phase(1, 0.0, _candidates([trunk], 1), events=within, window=(0.0, border), keeps_optimizers=True),
+        Phase(2, request.target_sparsity, _candidates(branches, 2), window=(border, 1.0), goes_on=True),
     ]
 
 
@@ -348,7 +377,7 @@ METHODS = {
     "imp-mx": Method(_imp_mx, averages=True, options=ITERATIVE),
     "imp-reprune": Method(_imp_reprune, averages=True, options=ITERATIVE),
     "imp-avg": Method(_imp_avg, averages=True, options=ITERATIVE),
-    "sms": Method(_sms, averages=True, options=ITERATIVE | {"shared_fraction"}),
+    "sms": Method(_sms, averages=True, options=ITERATIVE | {"shared_fraction", "averaging_rounds"}),
     "gmp": Method(_gmp, prunes_while_training=True, options=GRADUAL),
     "gmp-mx": Method(_gmp_mx, averages=True, prunes_while_training=True, options=GRADUAL),
     "gmp-soup": Method(_gmp_soup, averages=True, prunes_while_training=True, options=GRADUAL),

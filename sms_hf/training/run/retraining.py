@@ -17,7 +17,9 @@ from ..masked.adapters import add_adapters, merge_lora
 from ..masked.candidate import Norms, Retraining, all_finite
 from ..masked.gradual import GradualPruning
 from ..masked.optimizer_state import save_state
-from ..plan.candidates import Candidate, Phase
+from ..masked.tail_average import TailAverage
+from ..plan.candidates import SEED_STRIDE, Candidate, Phase
+from ..plan.rows import rows_of_candidate
 from ..processes.failures import Diverged, ends_the_run, reason
 from ..processes.groups import Group, agree, training_group
 from ..processes.say import say
@@ -71,7 +73,7 @@ class Retrainer:
         bench.args.processes.beat(f"at {candidate.name} of phase {phase.number}")
         record: dict[str, Any] = {"name": candidate.name, "overrides": candidate.overrides, "steps": 0, "epochs": 0.0}
         record |= {"total_flos": 0.0, "train_loss": None, "log": [], "failure": None}
-        if phase.own_parents and candidate.name not in folder.before.survivors():
+        if _predecessor(phase, candidate, folder) is None:
             record["failure"] = "it failed in the phase before"
         else:
             model = bench.copy()
@@ -81,8 +83,8 @@ class Retrainer:
                 with training_group(group, name, bench.args.device.type == "cpu", timeout):
                     trainer = self._train(model, masks, norms, phase, candidate, folder, record)
                     trained = plain_model(trainer.model, bench.copy, keep=group.is_leader)
-                    if phase.is_trunk and group.is_leader:
-                        save_state(trainer.optimizer, folder.optimizer)
+                    if phase.keeps_optimizers and group.is_leader:
+                        save_state(trainer.optimizer, folder.optimizer(candidate.name))
                 if trained is not None:
                     trainer.model = trainer.model_wrapped = trained
                     self._keep(trainer, phase, folder.candidate(candidate.name), record)
@@ -120,9 +122,15 @@ class Retrainer:
         if args.retrained == "biases-and-norms":
             _train_biases_and_norms_(model)
         trainer = spawn(bench.trainer, model, args, keep_callbacks=True)
-        optimizer = folder.before.optimizer if phase.branches else None
+        optimizer = folder.before.optimizer(_predecessor(phase, candidate, folder) or "") if phase.goes_on else None
         teacher = bench.teacher() if args.distill_weight > 0 else None
         trainer.masks, trainer.retraining = masks, Retraining(norms, phase.window, optimizer, teacher)
+        position, count = phase.candidates.index(candidate), len(phase.candidates)
+        trainer.train_dataset = rows_of_candidate(
+            trainer.train_dataset, args.candidate_data, position, count, bench.args.seed + SEED_STRIDE * phase.number
+        )
+        if args.tail_average is not None and not phase.keeps_optimizers:  # Those that go on do so from their last step.
+            trainer.average_tail(TailAverage(args.tail_average))
         for callback in self._callbacks:
             trainer.add_callback(callback)
         if phase.events:
@@ -135,6 +143,7 @@ class Retrainer:
                 result = trainer.train(resume_from_checkpoint=checkpoint)
             state = trainer.state
             record |= {"steps": result.global_step, "epochs": state.epoch, "total_flos": state.total_flos}
+            trainer.take_tail_average()
             record |= {"train_loss": trainer.mean_loss, "log": [without_timings(entry) for entry in state.log_history]}
         if self._adapters is not None:
             trainer.model = trainer.model_wrapped = merge_lora(trainer.model, masks)
@@ -160,8 +169,9 @@ class Retrainer:
         model, path = folder.candidate(record["name"]), folder.candidate_record(record["name"])
         if record["failure"] is not None:
             remove_weights(model)
-        optimizer = [folder.optimizer] if phase.is_trunk and folder.optimizer.is_file() else []
-        write_record(path, record | {"seconds": time.time() - start}, [*model_files(model), *optimizer])
+        optimizer = folder.optimizer(record["name"])
+        files = [*model_files(model), *([optimizer] if phase.keeps_optimizers and optimizer.is_file() else [])]
+        write_record(path, record | {"seconds": time.time() - start}, files)
         remove_checkpoints(model)
         say(candidate_line(phase.number, read_record(path), self._bench.metric))
         there = [path for c in phase.candidates if (path := folder.candidate_record(c.name)).is_file()]
@@ -187,6 +197,16 @@ def check_enough(phase: Phase, records: Sequence[dict[str, Any]], min_candidates
         f"Expected at least min_candidates={min_candidates} of the {len(phase.candidates)} candidates of phase "
         f"{phase.number} to succeed, but {len(failed)} failed ({reasons}). {remedy}"
     )
+
+
+def _predecessor(phase: Phase, candidate: Candidate, folder: PhaseFolder) -> str | None:
+    """Whose weights or optimizer of the phase before a candidate goes on with; its own name where none; `None`: it failed."""
+    if not phase.own_parents and not phase.goes_on:
+        return candidate.name
+    survivors = folder.before.survivors()
+    if len(folder.before.candidate_records()) == 1:
+        return survivors[0]
+    return candidate.name if candidate.name in survivors else None
 
 
 def _train_biases_and_norms_(model: torch.nn.Module) -> None:

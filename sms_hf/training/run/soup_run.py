@@ -128,7 +128,7 @@ class SoupRun:
         finished: list[int] = []
         for phase in reversed(self.plan):
             folder = self.directory.phase(phase.number)
-            used_up = (phase.merge == "none" or phase.is_trunk) and phase.number + 1 in finished
+            used_up = (phase.merge == "none" or phase.keeps_optimizers) and phase.number + 1 in finished
             folder.check_origin(self._origin)
             record = read_or_discard(folder.record, files=not used_up)
             if record is not None:
@@ -156,8 +156,8 @@ class SoupRun:
         record = phase_record(phase, parent, records, soup, diagnostics, self.bench.greater_is_better)
         left = [folder.candidate(r["name"]) for r in records if r["failure"] is None]
         files = [path for model in (left if soup is None else [folder.soup]) for path in model_files(model)]
-        if phase.is_trunk:
-            files.append(folder.optimizer)
+        if phase.keeps_optimizers:
+            files += [folder.optimizer(r["name"]) for r in records if r["failure"] is None]
         if soup is None:
             files += folder.candidate_records()  # Read by the phases that go on from the candidates.
         record = write_record(folder.record, record | {"seconds": time.time() - start}, files)
@@ -169,11 +169,9 @@ class SoupRun:
 
     def _clear_up(self, merged: Phase) -> None:
         """Remove what only this phase needed, and the phases before it that waited for it."""
-        if self.bench.args.keep_candidates:
-            return
         for phase in self.plan[: merged.number]:
-            folder = self.directory.phase(phase.number)
-            for model in (folder.parent, *(folder.candidate(c.name) for c in phase.candidates)):
+            folder, names = self.directory.phase(phase.number), [candidate.name for candidate in phase.candidates]
+            for name in names if phase.number < merged.number else ():
+                folder.optimizer(name).unlink(missing_ok=True)
+            for model in () if self.bench.args.keep_candidates else (folder.parent, *map(folder.candidate, names)):
                 remove_weights(model)
-            if phase.number < merged.number:
-                folder.optimizer.unlink(missing_ok=True)

@@ -87,7 +87,7 @@ def test_gmp_is_m_times_as_long():
 def test_copies_finish_what_gmp_began():
     trunk, branches = plan("gmp-soup", pruning_end=0.5, warmup_steps=40)
     assert (trunk.sparsity, trunk.final_sparsity, branches.sparsity) == (0.0, 0.75, 0.75)
-    assert (trunk.is_trunk, trunk.branches, branches.is_trunk, branches.branches) == (True, False, False, True)
+    assert (trunk.is_trunk, trunk.goes_on, branches.is_trunk, branches.goes_on) == (True, False, False, True)
     assert (trunk.window, branches.window) == ((0.0, 0.5), (0.5, 1.0))
     assert trunk.events[-1] == (1.0, 0.75)
     assert overrides(trunk) == [{"seed": 7, "warmup_steps": 80}], "4 epochs, as the arguments say"
@@ -106,6 +106,21 @@ def test_candidates_share_a_part_of_each_phase():
     assert [phase.is_trunk for phase in (first, second, third, fourth)] == [True, False, True, False]
     assert epochs("sms", shared_fraction=0.75) == epochs("sms")
     assert plan("sms", shared_fraction=0.0) == plan("sms")
+
+
+def test_candidates_are_averaged_within_a_phase():
+    phases = plan("sms", averaging_rounds=2, warmup_steps=40)
+    assert sparsities(phases) == [0.5, 0.5, 0.75, 0.75]
+    assert [phase.window for phase in phases] == [(0.0, 0.5), (0.5, 1.0)] * 2
+    assert [(phase.goes_on, phase.keeps_optimizers) for phase in phases] == [(False, True), (True, False)] * 2
+    assert not any(phase.is_trunk for phase in phases)
+    assert overrides(phases[1]) == [{"seed": 1007 + i, "num_train_epochs": 2.0, "warmup_steps": 40} for i in range(3)]
+    assert epochs("sms", averaging_rounds=2) == epochs("sms")
+    assert plan("sms", averaging_rounds=1) == plan("sms")
+    with pytest.raises(ValueError, match="averaging_rounds must be at least 1, and 1 with shared_fraction, got 2"):
+        plan("sms", averaging_rounds=2, shared_fraction=0.5)
+    with pytest.raises(ValueError, match="averaging_rounds is for pruning_method='sms', got 'imp'"):
+        plan("imp", averaging_rounds=2)
 
 
 @pytest.mark.parametrize("method", ["imp", "imp-mx", "sms", "imp-reprune"])

@@ -24,10 +24,12 @@ class Fail(TrainerCallback):
             raise RuntimeError("the cat sat on the keyboard")
 
 notes = {{"held": {{}}}}
-for method in ["sms"] if "fail" in sys.argv else ["sms", "imp-reprune", "dpf-sms", "gmp-soup", "shared"]:
+for method in ["sms"] if "fail" in sys.argv else ["sms", "imp-reprune", "dpf-sms", "gmp-soup", "shared", "rounds"]:
     args = SparseSoupTrainingArguments(
-        output_dir=sys.argv[1] + "/" + method, pruning_method="sms" if method == "shared" else method,
-        shared_fraction=0.5 * (method == "shared"), target_sparsity=0.75, num_phases=2, num_candidates=3,
+        output_dir=sys.argv[1] + "/" + method, pruning_method="sms" if method in ("shared", "rounds") else method,
+        shared_fraction=0.5 * (method == "shared"), averaging_rounds=1 + (method == "rounds"),
+        candidate_data="shards" if method == "rounds" else "all", tail_average="lawa" if method == "rounds" else None,
+        target_sparsity=0.75, num_phases=2, num_candidates=3,
         num_train_epochs=1, learning_rate=3e-3, per_device_train_batch_size=4, save_strategy="no", pruning_scope="uniform",
         soup_method="uniform", keep_candidates=method == "sms", report_to="none", disable_tqdm=True,
         dataloader_pin_memory=False, use_cpu=True, min_candidates=3 if "fail" in sys.argv else 1,
@@ -81,11 +83,11 @@ def test_one_two_and_three_processes_give_the_same_models(tmp_path):
         assert result.returncode == 0, result.stderr[-3000:]
         models[processes] = {str(p.relative_to(folder)): sha(p) for p in folder.rglob("*.safetensors")}
         notes[processes] = [json.loads((folder / f"notes-{rank}.json").read_text()) for rank in range(processes)]
-    # Of a method: the final model, the soups of its phases (two, one, three, two and four), and their masks, less those of
+    # Of a method: the final model, the soups of its phases (two, one, three, two and twice four), and their masks, less those of
     # the dense weights that dpf-sms keeps; of sms also six candidates and two parents.
-    assert len(models[1]) == (6 + 16) + 4 + 7 + 6 + 10
+    assert len(models[1]) == (6 + 16) + 4 + 7 + 6 + 10 + 10
     assert models[1] == models[2] == models[3]
-    assert list(notes[1][0]["held"]) == ["sms", "imp-reprune", "dpf-sms", "gmp-soup", "shared"]
+    assert list(notes[1][0]["held"]) == ["sms", "imp-reprune", "dpf-sms", "gmp-soup", "shared", "rounds"]
     # Every process holds the soup of each method; sub-soups and the ensemble do not depend on processes either.
     assert all(note == notes[1][0] for held in notes.values() for note in held)
 

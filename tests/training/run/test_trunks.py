@@ -6,8 +6,10 @@ import pytest
 import torch
 from conftest import tiny_t5
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from sms_hf.files.records import read_record
+from sms_hf.training.masked import candidate
 from sms_hf.training.processes.stopping import Stopped
 from sms_hf.training.run import soup_run
 
@@ -68,6 +70,46 @@ def test_a_shared_part_with_one_candidate_is_imp_bit_for_bit(make_trainer, tmp_p
     assert same(weights(imp), weights(shared))
 
 
+def test_rounds_of_one_candidate_are_imp_bit_for_bit(make_trainer, tmp_path):
+    """Of its own optimizer and one schedule nothing is lost where a candidate is averaged with nothing."""
+    settings = {"train_sampling_strategy": "sequential", "num_candidates": 1, "num_train_epochs": 3, "warmup_steps": 4}
+    imp = trained(make_trainer, "imp", tmp_path, pruning_method="imp", **settings)
+    rounds = trained(make_trainer, "rounds", tmp_path, averaging_rounds=3, **settings)
+    assert len(rounds.report["phases"]) == 6
+    assert same(weights(imp), weights(rounds))
+
+
+def test_copies_go_on_from_their_average_each_with_its_own_optimizer(make_trainer, tmp_path):
+    settings = {"averaging_rounds": 2, "num_phases": 1, "keep_candidates": True, "soup_method": "uniform"}
+    trainer = trained(make_trainer, "run", tmp_path, **settings)
+    first, second = (Path(trainer.args.output_dir) / "_run" / f"phase-{n}" for n in (1, 2))
+    assert same(load_file(second / "parent/model.safetensors"), load_file(first / "soup/model.safetensors"))
+    given = {}
+
+    def note(optimizer, path):
+        given[path.name] = path.parent.name
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidate, "go_on_with_", note)
+        trained(make_trainer, "again", tmp_path, **settings)
+    assert given == {f"candidate-{i}.optimizer.safetensors": "phase-1" for i in (1, 2)}
+    assert not list(first.glob("*optimizer*")), "they are of no use once the next round is merged"
+
+
+def test_a_candidate_that_failed_in_one_round_is_left_out_of_the_next(make_trainer):
+    class Fail(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if args.output_dir.endswith("phase-1/candidate-1"):
+                raise RuntimeError("the cat sat on the keyboard")
+
+    trainer = make_trainer({"averaging_rounds": 2, "num_phases": 1}, callbacks=[Fail()])
+    trainer.train()
+    first, second = trainer.report["phases"]
+    assert [bool(c["failure"]) for c in first["candidates"]] == [True, False]
+    assert [c["failure"] for c in second["candidates"]] == ["it failed in the phase before", None]
+    assert second["soup"]["ingredients"] == ["candidate-2"]
+
+
 def test_branches_start_from_one_model_and_differ(make_trainer):
     trainer = make_trainer({"shared_fraction": 0.5, "num_phases": 1})
     trainer.train()
@@ -76,7 +118,9 @@ def test_branches_start_from_one_model_and_differ(make_trainer):
     assert trunk["parent"]["mask_fingerprint"] == branches["parent"]["mask_fingerprint"]
     assert branches["diagnostics"]["geometry"]["distance"]["min"] > 0
     folder = Path(trainer.args.output_dir) / "_run"
-    assert not (folder / "phase-1/optimizer.safetensors").exists(), "it is of no use once its branches are merged"
+    assert not (folder / "phase-1/candidate-1.optimizer.safetensors").exists(), (
+        "it is of no use once its branches are merged"
+    )
     kept = make_trainer(
         {
             "shared_fraction": 0.5,
@@ -92,25 +136,25 @@ def test_branches_start_from_one_model_and_differ(make_trainer):
     assert same(weights(trainer), weights(kept))
 
 
-@pytest.mark.parametrize("method", [{"pruning_method": "gmp-soup"}, {"shared_fraction": 0.5}])
-@pytest.mark.parametrize("lost", [None, "optimizer.safetensors", "soup/model.safetensors"])
+@pytest.mark.parametrize("method", [{"pruning_method": "gmp-soup"}, {"shared_fraction": 0.5}, {"averaging_rounds": 2}])
+@pytest.mark.parametrize("lost", [None, "candidate-1.optimizer.safetensors", "soup/model.safetensors"])
 def test_a_run_that_stopped_between_trunk_and_branches_goes_on(make_trainer, tmp_path, monkeypatch, method, lost):
     """A trunk whose optimizer is damaged is trained again."""
     settings = {**method, "num_phases": 1}
     make_trainer({**settings, "output_dir": str(tmp_path / "undisturbed")}).train()
     retrain = soup_run.Retrainer.retrain
 
-    def stop(self, phase, candidate, folder, name):
-        if phase.branches and candidate.name == "candidate-2":
+    def stop(self, phase, who, folder, name):
+        if phase.goes_on and who.name == "candidate-2":
             raise Stopped(15)
-        retrain(self, phase, candidate, folder, name)
+        retrain(self, phase, who, folder, name)
 
     with monkeypatch.context() as patch:
         patch.setattr(soup_run.Retrainer, "retrain", stop)
         with pytest.raises(Stopped):
             make_trainer(settings).train()
     phase = tmp_path / "run/_run/phase-1"
-    assert read_record(phase / "phase.json")["soup"]["ingredients"] == ["candidate-1"]
+    assert read_record(phase / "phase.json")["soup"]["ingredients"]
     if lost is not None:
         data = bytearray((phase / lost).read_bytes())
         data[-9] ^= 1
