@@ -19,7 +19,7 @@ import datasets
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from sms_hf import SparseSoupTrainingArguments, tasks
-from sms_hf.demo import DIGIT_SCALES, demo_digits, demo_image_classifier
+from sms_hf.demo import DIGIT_SCALES, demo_digits, demo_image_classifier, jittered
 from sms_hf.metrics import classification_metrics
 from sms_hf.tasks import FolderArguments, RecipeError, Task
 
@@ -35,6 +35,10 @@ class RecipeArguments(FolderArguments):
     demo_model: str = field(
         default="vit", metadata={"help": "With --demo: the model to train.", "choices": sorted(DIGIT_SCALES)}
     )
+    demo_jitter: bool = field(
+        default=False, metadata={"help": "With --demo: turn and shift training images at random, every time anew."}
+    )
+    demo_dropout: float = field(default=0.0, metadata={"help": "With --demo: dropout of the ViT, in [0, 1)."})
     model_name_or_path: str = field(
         default="google/vit-base-patch16-224",
         metadata={"help": "Dense classifier: a name on the Hub or a folder. Any model for image classification."},
@@ -113,7 +117,8 @@ def with_pixels(images: datasets.DatasetDict, processor, outputs: list[int]) -> 
 def load_task(recipe: RecipeArguments, args: SparseSoupTrainingArguments) -> Task:
     if recipe.demo:
         digits = tasks.limit(demo_digits(DIGIT_SCALES[recipe.demo_model]), recipe)
-        name = tasks.demo_model(recipe, args, lambda: demo_task(digits, recipe.demo_model, args.seed))
+        digits = jittered(digits) if recipe.demo_jitter else digits
+        name = tasks.demo_model(recipe, args, lambda: demo_task(digits, recipe, args.seed))
         model, processor, data = AutoModelForImageClassification.from_pretrained(name), None, digits
     else:
         images, names = load_images(recipe)
@@ -128,9 +133,10 @@ def load_task(recipe: RecipeArguments, args: SparseSoupTrainingArguments) -> Tas
     return make_task(model, data, processor)
 
 
-def demo_task(digits: datasets.DatasetDict, kind: str, seed: int) -> Task:
+def demo_task(digits: datasets.DatasetDict, recipe: RecipeArguments, seed: int) -> Task:
     """A small ViT or ResNet from scratch."""
-    return make_task(demo_image_classifier(digits["train"].features["labels"].names, kind, seed), digits)
+    labels = digits["train"].features["labels"].names
+    return make_task(demo_image_classifier(labels, recipe.demo_model, seed, recipe.demo_dropout), digits)
 
 
 def make_task(model: PreTrainedModel, data: datasets.DatasetDict, processor=None) -> Task:

@@ -10,6 +10,7 @@ from typing import Any
 from ..files.records import read_json
 from ..files.writing import write_json, write_text
 from .figure import draw_figure
+from .spread import format_spread, make_spread
 from .study import Cell, Study
 from .tables import COMPANIONS, DENSE, ENSEMBLE, caption, format_csv, format_table, long_form, make_tables
 
@@ -38,6 +39,7 @@ def make_result(
         "steps": sum(c["steps"] for c in candidates),
         "seconds": max(seconds, sum(c["seconds"] for c in candidates)),
         "test_scores": dict(tests),
+        "spread": make_spread(report),
         "companions": {},
     }
     if ensemble:
@@ -82,6 +84,11 @@ def write_report(study: Study) -> str:
     folder, tables = study.output_dir, [*tests, *validations]
     footnotes = _footnotes(study, results)
     parts = [f"**{caption(table, len(grid.seeds))}**\n\n{format_table(table, 'github')}" for table in tables]
+    spread = format_spread(results, "github")
+    if spread:
+        parts.append(
+            f"**Candidates of the last phase, on validation, means over sparsities, numbers and seeds**\n\n{spread}"
+        )
     document = "\n\n".join([f"# {study.name}", *parts, *footnotes])
     write_text(folder / "comparison.md", f"{document}\n")
     write_text(folder / "comparison.csv", format_csv(records))

@@ -1,7 +1,7 @@
 """Offline demo tasks: data made or found on the spot, tokenizers and small models."""
 
 from .corpus import demo_corpus
-from .digits import demo_digits
+from .digits import demo_digits, jittered
 from .language_models import demo_classifier, demo_language_model
 from .scenes import SCENE_CLASSES, demo_scenes
 from .sentences import demo_judgements, demo_sentences, demo_word_tokenizer
@@ -24,4 +24,5 @@ __all__ = [
     "demo_tokenizer",
     "demo_translator",
     "demo_word_tokenizer",
+    "jittered",
 ]

@@ -1,6 +1,11 @@
 """Handwritten digits of the demo: scikit-learn's copy of the UCI data set, 1,797 grey images of 8 x 8 pixels."""
 
+import math
+from typing import Any
+
+import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, NamedSplit
 
 SIZES = {"train": 1000, "validation": 297, "test": 500}
@@ -31,6 +36,33 @@ def demo_digits(scale: int = 1) -> DatasetDict:
         for name, index in rows.items()
     }
     return DatasetDict(splits).with_format("torch")
+
+
+def jittered(digits: DatasetDict, degrees: float = 15.0, shift: float = 0.125) -> DatasetDict:
+    """
+    The same, but every time that a row of the training data is read it is turned and shifted at random.
+
+    Args:
+        degrees (`float`, *optional*, defaults to `15.0`): By at most so much to either side.
+        shift (`float`, *optional*, defaults to `0.125`): At most this fraction of the image's side, in both directions.
+    """
+
+    def draw(batch: dict[str, Any]) -> dict[str, Any]:
+        pixels = torch.as_tensor(np.asarray(batch["pixel_values"], dtype="float32"))
+        return {"pixel_values": list(_move(pixels, degrees, shift)), "labels": batch["labels"]}
+
+    return DatasetDict({**digits, "train": digits["train"].with_transform(draw)})
+
+
+def _move(pixels: torch.Tensor, degrees: float, shift: float) -> torch.Tensor:
+    """Images `(count, 1, side, side)`, each by an angle and a shift of its own from the global generator."""
+    count, background = len(pixels), pixels.amin()
+    angle = (torch.rand(count) * 2 - 1) * math.radians(degrees)
+    by = (torch.rand(count, 2) * 2 - 1) * 2 * shift  # The side of an image is 2 in these coordinates.
+    rows = [torch.stack([angle.cos(), -angle.sin(), by[:, 0]], 1), torch.stack([angle.sin(), angle.cos(), by[:, 1]], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
+    # Outside of an image there is background, not the mean grey that a zero would be.
+    return F.grid_sample(pixels - background, grid, align_corners=False) + background
 
 
 def _load() -> tuple[torch.Tensor, torch.Tensor]:

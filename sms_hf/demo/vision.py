@@ -21,7 +21,7 @@ DIGIT_SCALES = {"vit": 1, "resnet": 4}
 
 
 def demo_image_classifier(
-    labels: Sequence[str], kind: str = "vit", seed: int = 0
+    labels: Sequence[str], kind: str = "vit", seed: int = 0, dropout: float = 0.0
 ) -> ViTForImageClassification | ResNetForImageClassification:
     """
     Small randomly initialised classifier of grey images; the caller's global generator is left alone.
@@ -30,10 +30,11 @@ def demo_image_classifier(
         labels (`Sequence[str]`): Names of the classes.
         kind (`str`, *optional*, defaults to `"vit"`): `"vit"`, for `(1, 8, 8)`, or `"resnet"`, with batch norm, for
             `(1, 32, 32)`.
+        dropout (`float`, *optional*, defaults to `0.0`): Of the ViT, in [0, 1), while it is trained.
     """
     if kind not in IMAGE_CLASSIFIERS:
         raise ValueError(f"kind must be one of {sorted(IMAGE_CLASSIFIERS)}, got {kind!r}.")
-    return _seeded(lambda: IMAGE_CLASSIFIERS[kind](_names(labels)), seed)
+    return _seeded(lambda: IMAGE_CLASSIFIERS[kind](_names(labels), dropout), seed)
 
 
 def demo_segmenter(labels: Sequence[str], seed: int = 0) -> SegformerForSemanticSegmentation:
@@ -56,7 +57,7 @@ def demo_segmenter(labels: Sequence[str], seed: int = 0) -> SegformerForSemantic
     return _seeded(lambda: SegformerForSemanticSegmentation(config), seed)
 
 
-def _vit(names: dict[str, Any]) -> ViTForImageClassification:
+def _vit(names: dict[str, Any], dropout: float) -> ViTForImageClassification:
     width = 64
     config = ViTConfig(
         hidden_size=width,
@@ -66,7 +67,7 @@ def _vit(names: dict[str, Any]) -> ViTForImageClassification:
         image_size=8,
         patch_size=2,
         num_channels=1,
-        hidden_dropout_prob=0.0,
+        hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=0.0,
         initializer_range=0.08,
         **names,
@@ -74,7 +75,9 @@ def _vit(names: dict[str, Any]) -> ViTForImageClassification:
     return ViTForImageClassification(config)
 
 
-def _resnet(names: dict[str, Any]) -> ResNetForImageClassification:
+def _resnet(names: dict[str, Any], dropout: float) -> ResNetForImageClassification:
+    if dropout:
+        raise ValueError(f"dropout must be 0 for kind='resnet', which has none, got {dropout}.")
     # A stem wider than this is initialised with weights so small that pruning by magnitude removes it as a whole.
     config = ResNetConfig(
         num_channels=1, embedding_size=8, hidden_sizes=[12, 24, 48], depths=[1, 1, 1], layer_type="basic", **names

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import ResNetForImageClassification, ViTForImageClassification
 
-from sms_hf.demo import DIGIT_SCALES, demo_digits, demo_image_classifier
+from sms_hf.demo import DIGIT_SCALES, demo_digits, demo_image_classifier, jittered
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +71,29 @@ def test_models_are_made_from_a_seed_and_leave_the_global_generator_alone(kind, 
 def test_an_unknown_model_is_refused():
     with pytest.raises(ValueError, match=r"kind must be one of \['resnet', 'vit'\], got 'cnn'"):
         demo_image_classifier(["a", "b"], "cnn")
+
+
+def test_jittered_images_differ_at_every_reading_and_only_in_training(digits):
+    moved = jittered(digits)
+    assert torch.equal(moved["validation"][:4]["pixel_values"], digits["validation"][:4]["pixel_values"])
+    torch.manual_seed(0)
+    first, second = (torch.stack(moved["train"][:8]["pixel_values"]) for _ in range(2))
+    assert first.shape == (8, 1, 8, 8)
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    assert torch.equal(first, torch.stack(moved["train"][:8]["pixel_values"])), "they come from the global generator"
+    assert moved["train"][:8]["labels"] == digits["train"][:8]["labels"].tolist()
+
+
+def test_a_jitter_of_nothing_is_the_image_itself(digits):
+    still = jittered(digits, degrees=0.0, shift=0.0)
+    pixels = digits["train"][:8]["pixel_values"]
+    torch.testing.assert_close(torch.stack(still["train"][:8]["pixel_values"]), pixels, rtol=0, atol=1e-5)
+    down = jittered(digits, degrees=0.0, shift=1.0)["train"][:8]["pixel_values"]
+    assert min(image.min() for image in down) >= pixels.min() - 1e-5, "what comes in from outside is background"
+
+
+def test_dropout_is_the_vits():
+    assert demo_image_classifier(["a", "b"], "vit", dropout=0.3).config.hidden_dropout_prob == 0.3
+    with pytest.raises(ValueError, match="dropout must be 0 for kind='resnet'"):
+        demo_image_classifier(["a", "b"], "resnet", dropout=0.3)
