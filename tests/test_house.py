@@ -26,7 +26,7 @@ BELOW = {
 }
 TRAINING = (
     *("processes", "plan", "random_states", "run_directory", "deciding", "arguments"),
-    *("masked", "batch_norm", "ensemble", "tracking", "spawning", "cost", "run", "trainer"),
+    *("masked", "batch_norm", "ensemble", "tracking", "scoring", "spawning", "cost", "run", "trainer"),
 )
 """The rooms of `training`, each of which knows only those before it."""
 MOST = 12

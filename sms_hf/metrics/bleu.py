@@ -7,6 +7,8 @@ import numpy as np
 import sacrebleu
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+from .rows import RowStatistics, with_statistics
+
 
 def sacrebleu_signature() -> str:
     """How sacreBLEU counts here (references, case, tokenisation, smoothing, version), to be printed beside every score."""
@@ -32,7 +34,24 @@ def bleu_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction
         assert result is not None  # Only processes other than 0 of a distributed metric get None.
         return {"bleu": result["score"], "gen_len": float(np.mean(np.sum(_valid(tokenizer, tokens), axis=1)))}
 
-    return compute
+    return with_statistics(compute, RowStatistics(lambda p: _bleu_rows(tokenizer, p), {"bleu": _bleu_of_sums}))
+
+
+def _bleu_rows(tokenizer: PreTrainedTokenizerBase, prediction: EvalPrediction) -> np.ndarray:
+    """Of every sentence what corpus BLEU sums up: matching and all n-grams of each order, lengths of output and reference."""
+    hypotheses, references = (
+        decode(tokenizer, _generated(prediction.predictions)),
+        decode(tokenizer, prediction.label_ids),
+    )
+    metric = sacrebleu.BLEU(effective_order=True)  # Only to be spared a warning: counts are the same.
+    scores = [metric.sentence_score(h, [r]) for h, r in zip(hypotheses, references, strict=True)]
+    return np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores], dtype=np.float64)
+
+
+def _bleu_of_sums(sums: np.ndarray) -> float:
+    *counts, sys_len, ref_len = (int(value) for value in sums)
+    orders = len(counts) // 2
+    return sacrebleu.BLEU.compute_bleu(counts[:orders], counts[orders:], sys_len, ref_len, smooth_method="exp").score
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: Any) -> list[str]:

@@ -1,6 +1,6 @@
 """Metrics of classifiers of texts and images, and of pixels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from .calibration import expected_calibration_error, worst_class_accuracy
+from .rows import RowStatistics, with_statistics
 
 PADDING = -100
 """Label of what counts nowhere: Trainer pads with it."""
@@ -43,7 +44,13 @@ def classification_metrics(num_labels: int | None = None) -> Callable[[EvalPredi
             "ece": expected_calibration_error(probabilities, labels),
         }
 
-    return compute
+    return with_statistics(compute, RowStatistics(_hits, {"accuracy": lambda sums: sums[0] / sums[1]}))
+
+
+def _hits(prediction: EvalPrediction) -> np.ndarray:
+    logits, labels = _tensors(prediction)
+    hits = (logits.argmax(-1) == labels).double()
+    return torch.stack([hits, torch.ones_like(hits)], 1).numpy()
 
 
 def segmentation_metrics(num_labels: int, ignore_index: int = 255) -> Callable[[EvalPrediction], dict[str, float]]:
@@ -59,7 +66,7 @@ def segmentation_metrics(num_labels: int, ignore_index: int = 255) -> Callable[[
         ignore_index (`int`, *optional*, defaults to `255`): Label of pixels that count nowhere. -100 is another one, always.
     """
 
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
+    def confusions(prediction: EvalPrediction) -> Iterator[Tensor]:
         predictions, labels = _tensors(prediction)
         mapped = predictions.dim() == 3 and predictions.shape == labels.shape
         if not mapped and (predictions.dim() != 4 or labels.dim() != 3 or len(labels) != len(predictions)):
@@ -69,20 +76,34 @@ def segmentation_metrics(num_labels: int, ignore_index: int = 255) -> Callable[[
             )
         if not mapped:
             _check_classes(num_labels, predictions.shape[1])
-        confusion = torch.zeros(num_labels, num_labels, dtype=torch.int64)
         # Image by image: logits of the labels' size would take C times their memory.
         for row, truth in zip(predictions, labels, strict=True):
             classes = row if mapped else class_maps(row[None], truth[None])[0]
-            confusion += _confusion(classes.long(), truth, num_labels, ignore_index)
-        hits = confusion.diagonal()
-        union = confusion.sum(0) + confusion.sum(1) - hits
-        occurs = union > 0
-        return {
-            "mean_iou": float((hits[occurs].double() / union[occurs]).mean()),
-            "pixel_accuracy": float(hits.sum().double() / confusion.sum()),
-        }
+            yield _confusion(classes.long(), truth, num_labels, ignore_index)
 
-    return compute
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        confusion = sum(confusions(prediction), torch.zeros(num_labels, num_labels, dtype=torch.int64))
+        return {"mean_iou": _mean_iou(confusion), "pixel_accuracy": _pixel_accuracy(confusion)}
+
+    def rows(prediction: EvalPrediction) -> np.ndarray:
+        return torch.stack([confusion.flatten() for confusion in confusions(prediction)]).double().numpy()
+
+    def of_sums(score: Callable[[Tensor], float]) -> Callable[[np.ndarray], float]:
+        return lambda sums: score(torch.as_tensor(sums).reshape(num_labels, num_labels))
+
+    scores = {"mean_iou": of_sums(_mean_iou), "pixel_accuracy": of_sums(_pixel_accuracy)}
+    return with_statistics(compute, RowStatistics(rows, scores))
+
+
+def _mean_iou(confusion: Tensor) -> float:
+    hits = confusion.diagonal()
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    occurs = union > 0
+    return float((hits[occurs].double() / union[occurs]).mean())
+
+
+def _pixel_accuracy(confusion: Tensor) -> float:
+    return float(confusion.diagonal().sum().double() / confusion.sum())
 
 
 def class_maps(logits: Any, labels: Tensor) -> Tensor:

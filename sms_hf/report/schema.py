@@ -72,6 +72,8 @@ class Trial(TypedDict):
     ingredients: list[str]
     score: float
     accepted: bool
+    standard_error: float | None
+    sure: float | None
 
 
 class _Masked(TypedDict, total=False):

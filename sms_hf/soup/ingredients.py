@@ -7,15 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .averaging import average_checkpoints
+from .noise import gain_noise
 
 
 @dataclass(frozen=True)
 class GreedyTrial:
-    """One step of the greedy selection: these ingredients were averaged and scored."""
+    """
+    One step of the greedy selection: these ingredients were averaged and scored.
+
+    Attributes:
+        standard_error (`float`, *optional*): Of the gain over the soup before, by the paired bootstrap; `None` where it is not
+            known, and of the first.
+        sure (`float`, *optional*): Share of the bootstrap samples in which it would have been decided in the same way.
+    """
 
     ingredients: list[str]
     score: float
     accepted: bool
+    standard_error: float | None = None
+    sure: float | None = None
 
 
 @dataclass(frozen=True)
@@ -27,11 +37,16 @@ class Pool:
         scores (`Mapping[str, float]`): Candidate name -> its own score on the selection data.
         evaluate (`Callable`): Ingredient -> weight, to the score of their average, on the same data and metric.
         greater_is_better (`bool`): `False` for a loss.
+        resampled (`Callable`): Ingredient -> weight, of what has a score, to its scores on bootstrap samples of the data, the
+            same ones for all; `None` where they are not known.
+        min_gain (`float`): What an ingredient must gain to be taken, in standard errors of the gain; at least 0.
     """
 
     scores: Mapping[str, float]
     evaluate: Callable[[Mapping[str, float]], float]
     greater_is_better: bool = True
+    resampled: Callable[[Mapping[str, float]], Sequence[float] | None] = lambda weights: None
+    min_gain: float = 0.0
 
 
 def greedy_ingredients(pool: Pool) -> tuple[dict[str, float], list[GreedyTrial]]:
@@ -39,7 +54,8 @@ def greedy_ingredients(pool: Pool) -> tuple[dict[str, float], list[GreedyTrial]]
     GreedySoup of Wortsman et al., "Model soups" (ICML 2022), with the tie rule of Sparse Model Soups.
 
     Candidates are tried best first (equal scores keep their order). One stays if the average with it scores at least as
-    well as the average without it (`>=`; Wortsman et al. ask for `>`). So the result never scores below the best candidate.
+    well as the average without it (`>=`; Wortsman et al. ask for `>`), or better by `min_gain` standard errors. So the result
+    never scores below the best candidate.
 
     Returns:
         The ingredients that were chosen, in the order of choice, each with weight 1, and every trial (the first is the best
@@ -52,9 +68,17 @@ def greedy_ingredients(pool: Pool) -> tuple[dict[str, float], list[GreedyTrial]]
     chosen, best = [order[0]], scores[order[0]]
     trials = [GreedyTrial(list(chosen), best, True)]
     for name in order[1:]:
-        score = pool.evaluate(dict.fromkeys([*chosen, name], 1.0))
-        accepted = sign * score >= sign * best
-        trials.append(GreedyTrial([*chosen, name], score, accepted))
+        tried = dict.fromkeys([*chosen, name], 1.0)
+        score = pool.evaluate(tried)
+        samples = [pool.resampled(weights) for weights in (tried, dict.fromkeys(chosen, 1.0))]
+        if samples[0] is None or samples[1] is None:
+            accepted, noise = sign * score >= sign * best, {}
+        else:
+            error, share = gain_noise(samples[0], samples[1], sign)
+            needed = pool.min_gain * error
+            accepted = sign * score >= sign * best if needed == 0 else sign * (score - best) >= needed
+            noise = {"standard_error": error, "sure": share(needed) if accepted else 1 - share(needed)}
+        trials.append(GreedyTrial([*chosen, name], score, accepted, **noise))
         if accepted:
             chosen, best = [*chosen, name], score
     return dict.fromkeys(chosen, 1.0), trials

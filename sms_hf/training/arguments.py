@@ -89,6 +89,13 @@ class SparseSoupArguments(_TrainingArguments):
             "choices": sorted(SOUP_METHODS),
         },
     )
+    soup_min_gain: float | None = field(
+        default=None,
+        metadata={
+            "help": "'greedy': what a candidate must add to the score, in standard errors of the gain (paired bootstrap over the "
+            "evaluation set), so that noise adds nobody. Default: anything that is not worse."
+        },
+    )
     pruning_scope: str = field(
         default="global",
         metadata={
@@ -262,6 +269,11 @@ class SparseSoupArguments(_TrainingArguments):
         if isinstance(self.vary, str):
             self.vary = _parse_vary(self.vary)
         check_choice("soup_method", self.soup_method, sorted(SOUP_METHODS))
+        if self.soup_min_gain is not None and (self.soup_min_gain < 0 or self.soup_method != "greedy"):
+            raise ValueError(
+                f"soup_min_gain must be at least 0, and goes with soup_method='greedy', got {self.soup_min_gain} with "
+                f"{self.soup_method!r}. Leave it out."
+            )
         check_options(self.pruning_scope, self.pruning_criterion, self.max_sparsity_per_layer, self.pruning_pattern)
         self._check_pattern()
         check_schedule(self)

@@ -16,6 +16,7 @@ OPTIONS = [
     "min_candidates",
     "candidate_processes",
     "soup_method",
+    "soup_min_gain",
     "pruning_scope",
     "pruning_criterion",
     "calibration_batches",

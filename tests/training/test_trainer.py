@@ -105,6 +105,8 @@ def test_greedy_is_traced_and_never_below_the_best_candidate(make_trainer):
         "ingredients": [min(phase["candidates"], key=lambda c: c["score"])["name"]],
         "score": phase["best_score"],
         "accepted": True,
+        "standard_error": None,
+        "sure": None,
     }
     accepted = [trial for trial in trials if trial["accepted"]]
     assert phase["soup"]["ingredients"] == accepted[-1]["ingredients"]

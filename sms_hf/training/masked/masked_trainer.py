@@ -75,6 +75,11 @@ class MaskedTrainerMixin(_Trainer):
         return self._total_loss / max(self.state.global_step, 1)
 
     @property
+    def loss_parts(self) -> list[tuple[float, float]]:
+        """Sum of losses and number of targets of every batch of the last evaluation on this process."""
+        return self._eval_loss.parts
+
+    @property
     def masks(self) -> Masks | None:
         """Masks of the model that the trainer holds, or `None` for a dense model."""
         return self._enforcer.masks if self._enforcer is not None else None

@@ -9,11 +9,14 @@ class WeightedMean:
     def __init__(self, total: float = 0.0, targets: float = 0) -> None:
         self._total = total
         self._targets = targets
+        self.parts: list[tuple[float, float]] = []
+        """What each batch added to the sums."""
 
     def add(self, loss: float, targets: int) -> None:
         if targets:
             self._total += loss * targets
             self._targets += targets
+            self.parts.append((loss * targets, targets))
 
     @property
     def sums(self) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from ..masked.checkpoints import Source, load_tensors_, load_weights_
 from ..masked.repairs import forget_accelerate_
 from ..plan.candidates import Phase
 from ..run_directory import remove_unfinished
+from ..scoring import KeptPredictions, Score, resampled_scores
 from ..spawning import own_collator, silent_args, spawn
 from .records import without_timings
 
@@ -150,8 +151,23 @@ class Bench:
 
     def evaluate(self, model: nn.Module, dataset: Any = None) -> dict[str, float]:
         """Metrics on the evaluation set (or another) by the run's own arguments, whatever the candidate's were."""
-        results = without_timings(self.judge(model).evaluate(dataset)).items()
-        metrics = {name.removeprefix("eval_"): value for name, value in results if name.startswith("eval_")}
+        return self._metrics(self.judge(model).evaluate(dataset))
+
+    def score(self, model: nn.Module) -> Score:
+        """Metrics on the evaluation set, and what a greedy soup asks of their noise."""
+        judge = self.judge(model)
+        if self.args.soup_method != "greedy" or isinstance(judge.eval_dataset, dict):
+            return Score(self._metrics(judge.evaluate()), None)
+        kept = KeptPredictions(judge.compute_metrics)
+        if judge.compute_metrics is not None and not judge.args.batch_eval_metrics:
+            judge.compute_metrics = kept
+        metrics = self._metrics(judge.evaluate())
+        any_metric = self.args.soup_min_gain is not None
+        return Score(metrics, resampled_scores(self.metric, kept, judge.loss_parts, any_metric))
+
+    def _metrics(self, results: Mapping[str, Any]) -> dict[str, float]:
+        found = without_timings(results).items()
+        metrics = {name.removeprefix("eval_"): value for name, value in found if name.startswith("eval_")}
         if self.metric not in metrics:
             returned = ", ".join(sorted(metrics)) or "none: its data have no labels"
             raise ValueError(

@@ -31,22 +31,27 @@ def merge(
         folder.diagnostics, _survive(lambda: diagnose_candidates(bench, phase, folder, usable, average_of))
     )
     # Equal ingredients give equal bytes, so what was scored once, a candidate or a trial, is not scored again.
-    metrics_of: dict[str, dict[str, float]] = {name: record["metrics"] for name, record in usable.items()}
-    metrics_of |= read_or_discard(folder.trials) or {}
+    scored = {name: {"metrics": record["metrics"], "resampled": record["resampled"]} for name, record in usable.items()}
+    scored |= read_or_discard(folder.trials) or {}
 
     def evaluate(weights: Mapping[str, float]) -> float:
         key = _formula(weights)
-        if key not in metrics_of:
-            metrics_of[key] = bench.evaluate(bench.load(average_of(weights), phase))
-            write_record(folder.trials, metrics_of)
-        return metrics_of[key][bench.metric]
+        if key not in scored:
+            scored[key] = vars(bench.score(bench.load(average_of(weights), phase)))
+            write_record(folder.trials, scored)
+        return scored[key]["metrics"][bench.metric]
+
+    def resampled(weights: Mapping[str, float]) -> Sequence[float] | None:
+        return scored[_formula(weights)]["resampled"]
 
     method = bench.args.soup_method if phase.merge == "soup" else "uniform"
     scores = {name: record["score"] for name, record in usable.items()}
-    chosen, trials = SOUP_METHODS[method](Pool(scores, evaluate, bench.greater_is_better))
+    pool = Pool(scores, evaluate, bench.greater_is_better, resampled, bench.args.soup_min_gain or 0.0)
+    chosen, trials = SOUP_METHODS[method](pool)
     remove(folder.trial)
     soup = average(bench, phase, folder, chosen, folder.soup)
-    metrics = metrics_of.get(_formula(chosen)) or bench.evaluate(bench.load(soup, phase))
+    known = scored.get(_formula(chosen))
+    metrics = known["metrics"] if known else bench.evaluate(bench.load(soup, phase))
     record = {
         "ingredients": list(chosen),
         "weights": list(chosen.values()),

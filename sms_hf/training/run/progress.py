@@ -45,7 +45,14 @@ def soup_lines(phase: Mapping[str, Any], metric: str) -> Iterator[str]:
         line += f"mean candidate {phase['mean_score']:.4g}, best candidate {phase['best_score']:.4g}"
         if phase["soup"]:
             line += f", soup of {len(phase['soup']['ingredients'])} {phase['soup']['score']:.4g}"
-        line += f" ({metric})"
+        line += f" ({metric}){_sureness(phase['soup'])}"
     yield line
     for warning in phase["diagnostics"].get("warnings", []):
         yield f"phase {phase['number']}: {warning}"
+
+
+def _sureness(soup: Mapping[str, Any] | None) -> str:
+    """How far the acceptances of a greedy soup are from noise."""
+    trials = soup["trials"] if soup else []
+    sure = [f"{trial['sure']:.0%}" for trial in trials if trial["accepted"] and trial["sure"] is not None]
+    return f"; what was added would be again in {', '.join(sure)} of resampled evaluation sets" if sure else ""

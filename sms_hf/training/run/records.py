@@ -94,7 +94,7 @@ def phase_record(
     return {
         "number": phase.number,
         "parent": dict(parent),
-        "candidates": [dict(candidate) for candidate in candidates],
+        "candidates": [{k: v for k, v in candidate.items() if k != "resampled"} for candidate in candidates],
         "mean_score": sum(scores) / len(scores),
         "best_score": max(scores) if greater_is_better else min(scores),
         "soup": None if soup is None else dict(soup),

@@ -160,7 +160,7 @@ class Retrainer:
             record["mask_fingerprint"] = trainer.masks.fingerprint()
         remove_unfinished(folder)
         trainer.save_named(folder)
-        record["metrics"] = bench.evaluate(bench.load(folder, phase))
+        record |= vars(bench.score(bench.load(folder, phase)))
         record["score"] = record["metrics"][bench.metric]
         if not math.isfinite(record["score"]):
             raise Diverged(f"its {bench.metric} is {record['score']}")
