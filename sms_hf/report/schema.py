@@ -84,7 +84,7 @@ class Soup(_Masked):
     """What the candidates became; dense ones (DPF) have no masks yet."""
 
     ingredients: list[str]
-    weights: list[float]
+    weights: list[float | dict[str, float]]
     score: float
     metrics: dict[str, float]
     trials: list[Trial]

@@ -11,9 +11,11 @@ from .diagnostics import (
     subsets,
     theoretical_speedup,
 )
-from .ingredients import SOUP_METHODS, GreedyTrial, Pool, greedy_soup, uniform_soup
+from .ingredients import SOUP_METHODS, greedy_soup, uniform_soup
+from .pool import PARENT, GreedyTrial, Pool
 
 __all__ = [
+    "PARENT",
     "SOUP_METHODS",
     "GreedyTrial",
     "Pool",

@@ -1,7 +1,7 @@
 """Weighted average of checkpoints, streamed; masks verified before and zeros after."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -12,6 +12,9 @@ from torch import Tensor
 from ..files.checkpoint import DTYPES, Checkpoint, write_streamed
 from ..files.folder import MASKS, WEIGHTS, CheckpointError
 from ..sparsity.masks import MaskError, Masks, check_zeros
+
+Weight = float | Mapping[str, float]
+"""Of a folder in an average: one for all tensors, or tensor name -> its own."""
 
 CHUNK = 1 << 20
 """Weights that are averaged in one piece: memory does not grow with the model or with the number of checkpoints."""
@@ -26,7 +29,7 @@ CHANCE = 1e-4
 def average_checkpoints(
     folders: Sequence[str | Path],
     output: str | Path,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[Weight] | None = None,
     *,
     union_of_masks: bool = False,
 ) -> Path:
@@ -40,7 +43,8 @@ def average_checkpoints(
     Args:
         folders (`Sequence[str | Path]`): Folders with the same tensor names, shapes and dtypes.
         output (`str` or `Path`): The folder to write; its weights become one file.
-        weights (`Sequence[float]`, *optional*): Soup weights, one a folder; they are divided by their sum. Default: equal.
+        weights (`Sequence`, *optional*): Soup weights, one a folder, each a number or a mapping from the name of every tensor to
+            one; they are divided by their sum. Default: equal.
         union_of_masks (`bool`, *optional*, defaults to `False`): Allow masks that differ. The average is then as dense as
             their union, whose mask is written (IMP-AVG of Zimmer et al., ICLR 2024).
 
@@ -81,7 +85,7 @@ class Average:
     """
 
     def __init__(
-        self, folders: Sequence[str | Path], weights: Sequence[float] | None = None, *, union_of_masks: bool = False
+        self, folders: Sequence[str | Path], weights: Sequence[Weight] | None = None, *, union_of_masks: bool = False
     ):
         folders = [Path(folder) for folder in folders]
         self._shares = _shares(len(folders), weights)
@@ -103,6 +107,7 @@ class Average:
         checkpoints, dtype = self._checkpoints, DTYPES[self.dtypes[name]]
         shape, mask = self.shapes[name], None if self.masks is None else self.masks.get(name)
         zeros, mismatched = [0] * len(checkpoints), 0
+        shares = [_share(weight, name) for weight in self._shares]
         for start, stop in row_pieces(shape):
             parts = [checkpoint.rows(name, start, stop) for checkpoint in checkpoints]
             if mask is not None:
@@ -112,7 +117,7 @@ class Average:
                 patterns = [part == 0 for part in parts]
                 zeros = [count + int(pattern.sum()) for count, pattern in zip(zeros, patterns, strict=True)]
                 mismatched += sum(int((pattern != patterns[0]).sum()) for pattern in patterns[1:])
-            yield _mean(parts, self._shares, dtype)
+            yield _mean(parts, shares, dtype)
         count = torch.Size(shape).numel()
         if mismatched > CHANCE * count and max(zeros) > SPARSE * count:
             raise MaskError(
@@ -178,13 +183,22 @@ def row_pieces(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
         yield start, start + step
 
 
-def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
+def _shares(count: int, weights: Sequence[Weight] | None) -> list[Weight]:
     if count == 0:
         raise ValueError("A soup needs at least one folder, got none.")
-    weights = [1.0] * count if weights is None else list(weights)
-    if len(weights) != count or sum(weights) == 0:
-        raise ValueError(f"weights must hold {count} numbers with a sum other than 0, one a folder, got {weights}.")
-    return weights
+    found: list[Weight] = [1.0] * count if weights is None else list(weights)
+    numbers = [weight for weight in found if not isinstance(weight, Mapping)]
+    if len(found) != count or (len(numbers) == count and sum(numbers) == 0):
+        raise ValueError(f"weights must hold {count} numbers with a sum other than 0, one a folder, got {found}.")
+    return found
+
+
+def _share(weight: Weight, name: str) -> float:
+    if not isinstance(weight, Mapping):
+        return weight
+    if name not in weight:
+        raise ValueError(f"weights by tensor must name every tensor, got none for {name!r}.")
+    return weight[name]
 
 
 def _check_alike(checkpoints: Sequence[Checkpoint]) -> None:

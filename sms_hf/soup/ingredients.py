@@ -3,53 +3,17 @@
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from .averaging import average_checkpoints
+from .averaging import Weight, average_checkpoints
+from .learned import learned_ingredients, learned_layer_ingredients
+from .lottery_pools import lottery_pool_ingredients
+from .model_stock import model_stock_ingredients
 from .noise import gain_noise
+from .pool import Choice, GreedyTrial, Pool
 
 
-@dataclass(frozen=True)
-class GreedyTrial:
-    """
-    One step of the greedy selection: these ingredients were averaged and scored.
-
-    Attributes:
-        standard_error (`float`, *optional*): Of the gain over the soup before, by the paired bootstrap; `None` where it is not
-            known, and of the first.
-        sure (`float`, *optional*): Share of the bootstrap samples in which it would have been decided in the same way.
-    """
-
-    ingredients: list[str]
-    score: float
-    accepted: bool
-    standard_error: float | None = None
-    sure: float | None = None
-
-
-@dataclass(frozen=True)
-class Pool:
-    """
-    What the ingredients of a soup are chosen from.
-
-    Attributes:
-        scores (`Mapping[str, float]`): Candidate name -> its own score on the selection data.
-        evaluate (`Callable`): Ingredient -> weight, to the score of their average, on the same data and metric.
-        greater_is_better (`bool`): `False` for a loss.
-        resampled (`Callable`): Ingredient -> weight, of what has a score, to its scores on bootstrap samples of the data, the
-            same ones for all; `None` where they are not known.
-        min_gain (`float`): What an ingredient must gain to be taken, in standard errors of the gain; at least 0.
-    """
-
-    scores: Mapping[str, float]
-    evaluate: Callable[[Mapping[str, float]], float]
-    greater_is_better: bool = True
-    resampled: Callable[[Mapping[str, float]], Sequence[float] | None] = lambda weights: None
-    min_gain: float = 0.0
-
-
-def greedy_ingredients(pool: Pool) -> tuple[dict[str, float], list[GreedyTrial]]:
+def greedy_ingredients(pool: Pool) -> Choice:
     """
     GreedySoup of Wortsman et al., "Model soups" (ICML 2022), with the tie rule of Sparse Model Soups.
 
@@ -84,18 +48,28 @@ def greedy_ingredients(pool: Pool) -> tuple[dict[str, float], list[GreedyTrial]]
     return dict.fromkeys(chosen, 1.0), trials
 
 
-def uniform_ingredients(pool: Pool) -> tuple[dict[str, float], list[GreedyTrial]]:
+def uniform_ingredients(pool: Pool) -> Choice:
     """UniformSoup: all candidates, in the order given, each with weight 1. Nothing is tried."""
     return dict.fromkeys(pool.scores, 1.0), []
 
 
-Choose = Callable[[Pool], tuple[dict[str, float], list[GreedyTrial]]]
-SOUP_METHODS: dict[str, Choose] = {"greedy": greedy_ingredients, "uniform": uniform_ingredients}
+SOUP_METHODS: dict[str, Callable[[Pool], Choice]] = {
+    "greedy": greedy_ingredients,
+    "uniform": uniform_ingredients,
+    "learned": learned_ingredients,
+    "learned-layers": learned_layer_ingredients,
+    "model-stock": model_stock_ingredients,
+    "lottery-pools": lottery_pool_ingredients,
+}
 """
 Method name -> [`Pool`] -> (ingredient -> weight, trials).
 
 Weights are divided by their sum. A method of your own is one more row: a softmax over scores, all subsets, ...
 """
+
+
+NEEDS_PARENT = frozenset({"model-stock"})
+"""Methods that average the parent, too: it has to stay until the soup is made."""
 
 
 def uniform_soup(folders: Sequence[str | Path], output: str | Path) -> Path:
@@ -141,7 +115,7 @@ def greedy_soup(
     paths = {str(folder): Path(folder) for folder in folders}
     trial = Path(output).with_name(Path(output).name + ".trial")
 
-    def evaluate(weights: Mapping[str, float]) -> float:
+    def evaluate(weights: Mapping[str, Weight]) -> float:
         return score(average_checkpoints([paths[name] for name in weights], trial, list(weights.values())))
 
     try:

@@ -85,7 +85,8 @@ class SparseSoupArguments(_TrainingArguments):
         default="greedy",
         metadata={
             "help": "Which candidates are averaged: 'greedy' adds them best first while `metric_for_best_model` on the "
-            "evaluation set does not get worse, 'uniform' takes all.",
+            "evaluation set does not get worse, 'uniform' takes all. For reference: 'learned' and 'learned-layers' weigh them by "
+            "the gradient of its loss, 'model-stock' pulls their mean towards the parent, 'lottery-pools' tries coefficients.",
             "choices": sorted(SOUP_METHODS),
         },
     )

@@ -133,7 +133,7 @@ def test_methods_by_name():
         dict.fromkeys(["c1", "c2", "c3", "c4"], 1.0),
         [],
     )
-    assert sorted(SOUP_METHODS) == ["greedy", "uniform"]
+    assert sorted(SOUP_METHODS) == ["greedy", "learned", "learned-layers", "lottery-pools", "model-stock", "uniform"]
 
 
 # --- folders ---

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...soup.ingredients import NEEDS_PARENT
+from ...soup.lottery_pools import COEFFICIENTS
 from ..arguments import SparseSoupArguments
 from ..plan.candidates import Candidate, Phase
 from ..processes.sharding import wants_sharding
@@ -216,7 +218,9 @@ def forecast(
 
 def _scores(phase: Phase, trained: int, groups: int, soup_method: str) -> int:
     """Evaluations of a phase one after the other, at most: greedy tries all but the best candidate on top of it."""
-    tried = max(len(phase.candidates) - 1, 0) if soup_method == "greedy" and phase.merge == "soup" else 1
+    others = max(len(phase.candidates) - 1, 0)
+    trials = {"greedy": others, "lottery-pools": len(COEFFICIENTS) * others}
+    tried = trials.get(soup_method, 1) if phase.merge == "soup" else 1
     return math.ceil(trained / groups) + (0 if phase.merge == "none" or len(phase.candidates) < 2 else tried)
 
 
@@ -289,7 +293,7 @@ def _disk_bytes(
         if phase.merge == "none":
             wait += count + parents
             continue
-        kept_parent = parents if args.keep_candidates else 0
+        kept_parent = parents if args.keep_candidates or args.soup_method in NEEDS_PARENT else 0
         peak = max(peak, (here + kept_parent + MODELS_BESIDE_CANDIDATES) * facts.folder_bytes + optimizers)
         handed = sum(states)
         stay, wait = stay + 1 + (wait + count + parents if args.keep_candidates else 0), 0

@@ -184,6 +184,15 @@ class Bench:
         with judge.compute_loss_context_manager():
             return float(judge.compute_loss(model, judge._prepare_inputs(dict(batch))))
 
+    def losses(self, parameters: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Losses of all batches of the evaluation data, of a model with these parameters, to be differentiated by them."""
+        judge = self.judge(self.copy())
+        lossy = _Loss(judge).to(self.args.device).eval()
+        for batch in self.loader():
+            now = {f"model.{name}": value.to(self.args.device) for name, value in parameters.items()}
+            with judge.compute_loss_context_manager():
+                yield torch.func.functional_call(lossy, now, (judge._prepare_inputs(dict(batch)),))
+
     def first_batch(self) -> Any:
         """The first batch of the evaluation data."""
         return next(iter(self.loader()))
@@ -216,3 +225,14 @@ class Bench:
             batches = math.ceil(self.args.bn_recalibration_fraction * length)
             model.to(self.args.device)
             recalibrate_batch_norm_(model, loader, batches if at_most is None else min(batches, at_most))
+
+
+class _Loss(nn.Module):
+    """A trainer's loss as a function of the parameters of its model."""
+
+    def __init__(self, judge: Any):
+        super().__init__()
+        self.model, self._judge = judge.model, [judge]  # A list, since a module would look into it.
+
+    def forward(self, inputs: Any) -> torch.Tensor:
+        return self._judge[0].compute_loss(self.model, inputs)

@@ -1,12 +1,15 @@
 """From the candidates of a phase to one model."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...files.records import write_record
-from ...soup.averaging import Average, average_checkpoints
-from ...soup.ingredients import SOUP_METHODS, Pool
+from ...soup.averaging import Average, Weight, average_checkpoints
+from ...soup.ingredients import SOUP_METHODS
+from ...soup.pool import Pool
 from ...sparsity.masks import Masks, check_fingerprint
 from ..plan.candidates import Phase
 from ..processes.stopping import leave_if_wished
@@ -24,7 +27,7 @@ def merge(
         own = folder.candidate(record["name"])
         check_fingerprint(Masks.of(own), record["mask_fingerprint"], str(own))
 
-    def average_of(weights: Mapping[str, float], batches: int | None = None) -> Path:
+    def average_of(weights: Mapping[str, Weight], batches: int | None = None) -> Path:
         return average(bench, phase, folder, weights, folder.trial, batches=batches)
 
     diagnostics = read_or_discard(folder.diagnostics) or write_record(
@@ -34,19 +37,28 @@ def merge(
     scored = {name: {"metrics": record["metrics"], "resampled": record["resampled"]} for name, record in usable.items()}
     scored |= read_or_discard(folder.trials) or {}
 
-    def evaluate(weights: Mapping[str, float]) -> float:
+    def evaluate(weights: Mapping[str, Weight]) -> float:
         key = _formula(weights)
         if key not in scored:
             scored[key] = vars(bench.score(bench.load(average_of(weights), phase)))
             write_record(folder.trials, scored)
         return scored[key]["metrics"][bench.metric]
 
-    def resampled(weights: Mapping[str, float]) -> Sequence[float] | None:
+    def resampled(weights: Mapping[str, Weight]) -> Sequence[float] | None:
         return scored[_formula(weights)]["resampled"]
 
     method = bench.args.soup_method if phase.merge == "soup" else "uniform"
     scores = {name: record["score"] for name, record in usable.items()}
-    pool = Pool(scores, evaluate, bench.greater_is_better, resampled, bench.args.soup_min_gain or 0.0)
+    pool = Pool(
+        scores,
+        evaluate,
+        bench.greater_is_better,
+        resampled,
+        bench.args.soup_min_gain or 0.0,
+        {name: folder.candidate(name) for name in usable},
+        folder.parent if folder.parent.is_dir() else None,
+        bench.losses,
+    )
     chosen, trials = SOUP_METHODS[method](pool)
     remove(folder.trial)
     soup = average(bench, phase, folder, chosen, folder.soup)
@@ -54,7 +66,7 @@ def merge(
     metrics = known["metrics"] if known else bench.evaluate(bench.load(soup, phase))
     record = {
         "ingredients": list(chosen),
-        "weights": list(chosen.values()),
+        "weights": [dict(weight) if isinstance(weight, Mapping) else weight for weight in chosen.values()],
         "score": metrics[bench.metric],
         "metrics": dict(metrics),
         "trials": [vars(trial) for trial in trials],
@@ -71,7 +83,7 @@ def average(
     bench: Bench,
     phase: Phase,
     folder: PhaseFolder,
-    weights: Mapping[str, float],
+    weights: Mapping[str, Weight],
     output: Path,
     batches: int | None = None,
 ) -> Path:
@@ -96,9 +108,15 @@ def average(
     return output
 
 
-def _formula(weights: Mapping[str, float]) -> str:
-    """The name of an average: `candidate-1+candidate-3`, and the weights where they are not 1."""
-    return "+".join(name if weight == 1 else f"{weight!r}*{name}" for name, weight in weights.items())
+def _formula(weights: Mapping[str, Weight]) -> str:
+    """The name of an average: `candidate-1+candidate-3`, the weights where they are not 1, a digest of weights by tensor."""
+    return "+".join(name if weight == 1 else f"{_factor(weight)}*{name}" for name, weight in weights.items())
+
+
+def _factor(weight: Weight) -> str:
+    if not isinstance(weight, Mapping):
+        return repr(weight)
+    return hashlib.sha256(json.dumps(dict(weight), sort_keys=True).encode()).hexdigest()
 
 
 def _survive(diagnose: Callable[[], dict[str, Any]]) -> dict[str, Any]:

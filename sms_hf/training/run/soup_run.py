@@ -6,6 +6,7 @@ from typing import Any
 
 from ...files.records import read_record, write_record
 from ...report.schema import Report
+from ...soup.ingredients import NEEDS_PARENT
 from ..cost.forecast import Forecast
 from ..cost.lines import start_lines
 from ..cost.measure import TimeEstimate
@@ -81,7 +82,8 @@ class SoupRun:
         name = f"phase-{phase.number}"
         pending = self._on_main(f"{name}/pending", lambda: self._pending(phase, folder))
         parent = self._on_main(
-            f"{name}/parent", lambda: prune_parent(self.bench, phase, folder, self._origin, bool(pending))
+            f"{name}/parent",
+            lambda: prune_parent(self.bench, phase, folder, self._origin, bool(pending) or self._stays),
         )
         self._say(parent_line(phase, len(self.plan), parent))
         group = make_group(self.processes, self.bench.args.candidate_processes)
@@ -95,6 +97,11 @@ class SoupRun:
         return self._on_main(f"{name}/merged", lambda: self._finish_phase(phase, folder, parent, start))
 
     # ---- On the main process -----------------------------------------------------------------------------------------
+
+    @property
+    def _stays(self) -> bool:
+        """Whether the parent is an ingredient of the soup."""
+        return self.bench.args.soup_method in NEEDS_PARENT
 
     def _on_main(self, name: str, work: Any) -> Any:
         return self.processes.on_main(f"{self.scope}/{name}", work)
@@ -150,7 +157,7 @@ class SoupRun:
         args = self.bench.args
         records = [read_record(folder.candidate_record(c.name)) for c in phase.candidates]
         check_enough(phase, records, args.min_candidates, folder)
-        if not args.keep_candidates:
+        if not args.keep_candidates and not self._stays:
             remove_weights(folder.parent)
         soup, diagnostics = (None, {}) if phase.merge == "none" else merge(self.bench, phase, folder, records)
         record = phase_record(phase, parent, records, soup, diagnostics, self.bench.greater_is_better)
