@@ -239,6 +239,20 @@ class SparseSoupArguments(_TrainingArguments):
         default=2.0,
         metadata={"help": "Temperature, above 0, of both distributions in the distilled part of the loss."},
     )
+    distill_features: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight, at least 0, of the states after every layer of that model on top of the loss (SquareHead, Kurtic et "
+            "al. 2023). 0: none."
+        },
+    )
+    distill_cache: bool = field(
+        default=False,
+        metadata={
+            "help": "Compute the logits of that model once for every row of the training data: for classifiers whose rows do not "
+            "change, without augmentation."
+        },
+    )
     bn_recalibration_fraction: float = field(
         default=1.0,
         metadata={
@@ -286,6 +300,15 @@ class SparseSoupArguments(_TrainingArguments):
             raise ValueError(
                 f"distill_weight must lie in [0, 1] and distill_temperature above 0, got {self.distill_weight} and "
                 f"{self.distill_temperature}."
+            )
+        if self.distill_features < 0:
+            raise ValueError(f"distill_features must be at least 0, got {self.distill_features}.")
+        if self.distill_cache and (
+            self.distill_features or not (self.distill_weight or "distill_weight" in (self.vary or ()))
+        ):
+            raise ValueError(
+                f"distill_cache keeps logits, for distill_weight above 0 and no distill_features, got {self.distill_weight} and "
+                f"{self.distill_features}. Leave it out."
             )
         check_choice("sparse_format", self.sparse_format, FORMATS)
         if not 0.0 <= self.bn_recalibration_fraction <= 1.0:

@@ -4,6 +4,7 @@ Where the files of a run lie: known here alone.
     output_dir/                     the final model, tokenizer, masks.safetensors, report.json
       _run/run.json                 what this run is: settings and plan, frozen
       _run/dense.json               score of the model before pruning
+      _run/teacher.safetensors      its logits for the training data, then teacher.json
       _run/phase-1/parent/          pruned weights and masks, then parent.json beside it
       _run/phase-1/candidate-1/     retrained weights, then candidate-1.json; Trainer's checkpoints while it is trained
       _run/phase-1/diagnostics.json how the candidates lie to each other
@@ -37,6 +38,9 @@ class RunDirectory:
         self.root = Path(output_dir)
         self.run_record = self.root / INTERNAL / "run.json"
         self.dense_record = self.root / INTERNAL / "dense.json"
+        self.teacher, self.teacher_record = (
+            self.root / INTERNAL / name for name in ("teacher.safetensors", "teacher.json")
+        )
         self.final_record = self.root / INTERNAL / "final.json"
         self.report = self.root / "report.json"
 
@@ -58,6 +62,7 @@ class RunDirectory:
         """
         if not self.is_started:
             self.dense_record.unlink(missing_ok=True)
+            self.teacher_record.unlink(missing_ok=True)
             write_record(self.run_record, settings)
             return
         if not resume:
@@ -101,6 +106,11 @@ class PhaseFolder:
         self.soup, self.record = self.root / "soup", self.root / "phase.json"
         self.trial = self.root / "trial"
         self.diagnostics, self.trials = self.root / "diagnostics.json", self.root / "trials.json"
+
+    @property
+    def teacher(self) -> Path:
+        """Of all phases: logits of the model before pruning."""
+        return self._internal / "teacher.safetensors"
 
     @property
     def before(self) -> "PhaseFolder":

@@ -39,6 +39,8 @@ OPTIONS = [
     "tail_average",
     "distill_weight",
     "distill_temperature",
+    "distill_features",
+    "distill_cache",
     "bn_recalibration_fraction",
     "sparse_format",
     "keep_candidates",
@@ -82,7 +84,10 @@ def test_the_command_line_takes_a_mapping_as_json(tmp_path):
     [
         ({"target_sparsity": 90}, "target_sparsity must lie in [0, 1), got 90"),
         ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
-        ({"soup_method": "stone"}, "soup_method must be one of ['greedy', 'uniform'], got 'stone'"),
+        (
+            {"soup_method": "stone"},
+            "'lottery-pools', 'model-stock', 'uniform'], got 'stone'",
+        ),
         (
             {"pruning_scope": "local"},
             "pruning_scope must be one of ['erk', 'global', 'lamp', 'uniform', 'uniform+'], got 'local'",

@@ -351,7 +351,8 @@ def _memory_bytes(args: SparseSoupArguments, facts: ModelFacts, phase: Phase, ca
     """Of one process on the device that trains a candidate, without activations; of a sharded candidate, its share."""
     masks = (2 if phase.feedback else 1) * facts.num_prunable * facts.itemsize
     gradients = facts.trainable * facts.itemsize
-    teacher = facts.weight_bytes if _value(args, candidate.overrides, "distill_weight") > 0 else 0
+    taught = any(_value(args, candidate.overrides, name) > 0 for name in ("distill_weight", "distill_features"))
+    teacher = facts.weight_bytes if taught and not args.distill_cache else 0
     whole = facts.weight_bytes + gradients + optimizer_bytes(args, candidate.overrides, facts) + masks + teacher
     return math.ceil(whole / (args.candidate_processes if wants_sharding(args) else 1))
 

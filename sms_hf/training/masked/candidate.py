@@ -15,10 +15,10 @@ from ..processes.failures import Diverged
 from ..processes.groups import anyone
 from ..processes.say import say
 from ..processes.stopping import leave_if_wished, stop_wished
-from .distillation import distillation_loss
 from .masked_trainer import MaskedTrainerMixin
 from .optimizer_state import go_on_with_
 from .tail_average import TailAverage
+from .teaching import Teacher
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Retraining:
         norms ([`Norms`], *optional*): Around the pruning that it starts from, for ALLR.
         window (`tuple[float, float]`): The part of one learning rate schedule that it goes through.
         optimizer (`Path`, *optional*): State of an optimizer to go on with.
-        teacher (`nn.Module`, *optional*): Whose logits it is asked for, on its device.
+        teacher ([`Teacher`], *optional*): What it is asked for besides the right answers.
     """
 
     norms: Norms | None = None
     window: tuple[float, float] = (0.0, 1.0)
     optimizer: Path | None = None
-    teacher: torch.nn.Module | None = None
+    teacher: Teacher | None = None
 
 
 class CandidateMixin(MaskedTrainerMixin):
@@ -97,11 +97,15 @@ class CandidateMixin(MaskedTrainerMixin):
             return super().compute_loss(model, inputs, *args, **kwargs)
         given = dict(inputs)  # Trainer may take the labels out.
         return_outputs = kwargs.pop("return_outputs", args[0] if args else False)
-        loss, outputs = super().compute_loss(model, inputs, True, *args[1:], **kwargs)
-        share, temperature = self.args.distill_weight, self.args.distill_temperature
+        loss, outputs = super().compute_loss(model, teacher.asks(inputs), True, *args[1:], **kwargs)
         num_items = kwargs.get("num_items_in_batch")
-        distilled = distillation_loss(outputs, teacher, given, temperature, self._loss_shifts_labels, num_items)
-        loss = (1 - share) * loss + share * distilled
+        # As Trainer does it: what is divided by all targets is summed over steps, and averaged over processes.
+        across = self.args.average_tokens_across_devices and num_items is not None
+        scales = (
+            self.accelerator.num_processes if across else 1,
+            1 if num_items is None else 1 / self.current_gradient_accumulation_steps,
+        )
+        loss = teacher.loss(loss, outputs, given, self._loss_shifts_labels, num_items, scales)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, *args, **kwargs):

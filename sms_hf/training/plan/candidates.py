@@ -29,6 +29,7 @@ HYPERPARAMETERS = (
     "neftune_noise_alpha",
     "distill_weight",
     "distill_temperature",
+    "distill_features",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback
 
@@ -19,7 +20,9 @@ from ..arguments import SparseSoupArguments
 from ..batch_norm import has_batch_norm, recalibrate_batch_norm_
 from ..cost.measure import prunable_weights
 from ..masked.checkpoints import Source, load_tensors_, load_weights_
+from ..masked.distillation import logits_of
 from ..masked.repairs import forget_accelerate_
+from ..masked.teaching import Teacher
 from ..plan.candidates import Phase
 from ..run_directory import remove_unfinished
 from ..scoring import KeptPredictions, Score, resampled_scores
@@ -73,9 +76,33 @@ class Bench:
             Masks.of(folder).check(model)
         return model
 
-    def teacher(self) -> nn.Module:
+    def teacher(self, args: SparseSoupArguments, cached: Path) -> Teacher | None:
+        """What a candidate with these arguments is asked for; `cached`: the logits, where they were computed before."""
+        if not args.distill_weight and not args.distill_features:
+            return None
+        asked = (args.distill_weight, args.distill_temperature, args.distill_features)
+        if args.distill_cache:
+            return Teacher(*asked, logits=load_file(cached)["logits"])
+        return Teacher(*asked, model=self._dense())
+
+    def _dense(self) -> nn.Module:
         """The model before pruning, on the device, for its answers alone."""
         return self.copy().to(self.args.device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def teacher_logits(self) -> torch.Tensor:
+        """Logits of the model before pruning for every row of the training data, `(rows, classes)`, float32."""
+        judge, model, found = self.judge(self.copy()), self._dense(), []
+        for batch in self.loader(self.trainer.train_dataset):
+            with judge.compute_loss_context_manager():
+                found.append(logits_of(model(**judge._prepare_inputs(dict(batch)))).float().cpu())
+        rows = len(self.trainer.train_dataset)
+        if any(logits.dim() != 2 for logits in found) or sum(map(len, found)) != rows:
+            raise ValueError(
+                f"distill_cache needs logits (rows, classes), one for each of the {rows} rows, got {tuple(found[0].shape)} of a "
+                "batch. Leave it out: the model before pruning is then asked in every step."
+            )
+        return torch.cat(found)
 
     def load_from(self, source: Source) -> nn.Module:
         """A copy with the weights of whatever holds them by name."""

@@ -49,10 +49,13 @@ def check_inputs(bench: Bench, resume_from_checkpoint: Any, trial: Any) -> None:
             raise ValueError(f"{name} must hold at least one example, got an empty one. Check files and filters.")
     if trainer.train_dataset is None or trainer.eval_dataset is None:
         raise ValueError("Expected train_dataset and eval_dataset: candidates are trained on one, scored on the other.")
-    if args.candidate_data != "all" and not hasattr(trainer.train_dataset, "__len__"):
+    by_row = {
+        f"candidate_data={args.candidate_data!r}": args.candidate_data != "all",
+        "distill_cache": args.distill_cache,
+    }
+    for option in [name for name, asked in by_row.items() if asked and not hasattr(trainer.train_dataset, "__len__")]:
         raise ValueError(
-            f"candidate_data={args.candidate_data!r} needs a train_dataset whose length is known, got a "
-            f"{type(trainer.train_dataset).__name__}. Leave it out: the shuffling of a stream differs with the seed."
+            f"{option} needs a train_dataset whose length is known, got a {type(trainer.train_dataset).__name__}. Leave it out."
         )
     if args.retrained != "all" and not any(p.requires_grad and p.dim() < 2 for p in trainer.model.parameters()):
         raise ValueError(

@@ -18,6 +18,7 @@ from ..masked.candidate import Norms, Retraining, all_finite
 from ..masked.gradual import GradualPruning
 from ..masked.optimizer_state import save_state
 from ..masked.tail_average import TailAverage
+from ..masked.teaching import ROW, NumberedRows, carry_rows
 from ..plan.candidates import SEED_STRIDE, Candidate, Phase
 from ..plan.rows import rows_of_candidate
 from ..processes.failures import Diverged, ends_the_run, reason
@@ -123,8 +124,10 @@ class Retrainer:
             _train_biases_and_norms_(model)
         trainer = spawn(bench.trainer, model, args, keep_callbacks=True)
         optimizer = folder.before.optimizer(_predecessor(phase, candidate, folder) or "") if phase.goes_on else None
-        teacher = bench.teacher() if args.distill_weight > 0 else None
+        teacher = bench.teacher(args, folder.teacher)
         trainer.masks, trainer.retraining = masks, Retraining(norms, phase.window, optimizer, teacher)
+        if teacher is not None and teacher.logits is not None:
+            _number_rows_(trainer)
         position, count = phase.candidates.index(candidate), len(phase.candidates)
         trainer.train_dataset = rows_of_candidate(
             trainer.train_dataset, args.candidate_data, position, count, bench.args.seed + SEED_STRIDE * phase.number
@@ -196,6 +199,16 @@ def check_enough(phase: Phase, records: Sequence[dict[str, Any]], min_candidates
     raise RuntimeError(
         f"Expected at least min_candidates={min_candidates} of the {len(phase.candidates)} candidates of phase "
         f"{phase.number} to succeed, but {len(failed)} failed ({reasons}). {remedy}"
+    )
+
+
+def _number_rows_(trainer: Any) -> None:
+    """Let batches say which rows they hold."""
+    trainer._set_signature_columns_if_needed()
+    trainer._signature_columns += [ROW]  # Or Trainer would drop it.
+    trainer.train_dataset, trainer.data_collator = (
+        NumberedRows(trainer.train_dataset),
+        carry_rows(trainer.data_collator),
     )
 
 

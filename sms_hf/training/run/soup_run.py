@@ -4,7 +4,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from safetensors.torch import save
+
 from ...files.records import read_record, write_record
+from ...files.writing import whole_file
 from ...report.schema import Report
 from ...soup.ingredients import NEEDS_PARENT
 from ..cost.forecast import Forecast
@@ -71,6 +74,7 @@ class SoupRun:
         self.bench.release_()
         dense = self._on_main("dense", self._score_dense)
         self._say(dense_line(dense, self.bench.metric))
+        self._on_main("teacher", self._cache_teacher)
         finished = self._on_main("finished", self._finished)
         phases = [self._make_phase(phase, phase.number in finished) for phase in self.plan]
         return make_report(self.bench.metric, settings, dense, phases)
@@ -129,6 +133,14 @@ class SoupRun:
         if self._estimate is not None:
             self._estimate.seconds_per_score = time.perf_counter() - start
         return write_record(self.directory.dense_record, metrics)
+
+    def _cache_teacher(self) -> None:
+        directory = self.directory
+        if not self.bench.args.distill_cache or read_or_discard(directory.teacher_record) is not None:
+            return
+        with whole_file(directory.teacher) as file:
+            file.write(save({"logits": self.bench.teacher_logits()}))
+        write_record(directory.teacher_record, {}, [directory.teacher])
 
     def _finished(self) -> list[int]:
         """Numbers of the phases that are whole: what they hand on is there, or has been used up."""

@@ -15,8 +15,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, Seq2SeqTrainer, Seq2SeqTra
 
 from sms_hf.sparsity.masks import MaskError, Masks, is_sharded, local
 from sms_hf.sparsity.pruning import prune
+from sms_hf.training.masked.candidate import CandidateMixin, Retraining
 from sms_hf.training.masked.gradual import GradualPruning
 from sms_hf.training.masked.masked_trainer import MaskedTrainerMixin
+from sms_hf.training.masked.teaching import Teacher
 from sms_hf.training.processes.groups import Group, agree, training_group, wait_for_group
 from sms_hf.training.processes.sharding import plain_model
 from sms_hf.training.run_directory import last_checkpoint
@@ -38,6 +40,24 @@ class ShardingTrainer(MaskedTrainer):
         state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
         self.is_fsdp_enabled = True
+
+
+class Nobody:
+    """Of the processes of a launch: who is told that this one lives."""
+
+    def beat(self, *what):
+        pass
+
+
+class TaughtTrainer(CandidateMixin, Seq2SeqTrainer):
+    """A candidate that is asked for the answers and the states of another model."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        vars(self.args).update(processes=Nobody(), retrain_schedule=None)
+        torch.manual_seed(1)
+        other = GPT2LMHeadModel(self.model.config).eval().requires_grad_(False)
+        self.retraining = Retraining(teacher=Teacher(0.5, 2.0, 0.1, model=other))
 
 
 class Watch(TrainerCallback):
@@ -145,6 +165,7 @@ def ddp(group, folder):
     yield "resumed", resumed(group, "whole", folder, **half, **CHECKPOINTS)
     yield "best", train(group, "best", folder, **half, **BEST, lengths=VARIED, predict_with_generate=True)
     yield "causal", train(group, "causal", folder, **half, lengths=VARIED, causal=True)
+    yield "taught", train(group, "taught", folder, **half, lengths=VARIED, causal=True, cls=TaughtTrainer)
     for method in ("gmp", "dpf"):
         yield method, train(group, method, folder, **half, gradual=method)
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from group_work import BEST, VARIED, tiny_t5, train
+from group_work import BEST, VARIED, TaughtTrainer, tiny_t5, train
 from safetensors.torch import load_file
 
 from sms_hf.training.processes.groups import Group, is_in_group, make_group, training_group
@@ -62,6 +62,7 @@ def alone(tmp_path_factory):
         # Targets differ between the halves of a batch: as in accumulation, each half's mean counts the same.
         "best": train(ALONE, "best", folder, **BEST, lengths=VARIED, **IN_TURN),
         "causal": train(ALONE, "causal", folder, lengths=VARIED, causal=True),
+        "taught": train(ALONE, "taught", folder, lengths=VARIED, causal=True, cls=TaughtTrainer, **IN_TURN),
         "gmp": train(ALONE, "gmp", folder, gradual="gmp"),
         "dpf": train(ALONE, "dpf", folder, gradual="dpf"),
     }
@@ -69,7 +70,7 @@ def alone(tmp_path_factory):
 
 
 def names(kind):
-    return ["halves", "best", "causal", "gmp", "dpf"] if kind == "ddp" else ["halves", "best"]
+    return ["halves", "best", "causal", "taught", "gmp", "dpf"] if kind == "ddp" else ["halves", "best"]
 
 
 def test_a_group_trains_as_one_process_does_with_the_batches_of_all(ran, alone):
