@@ -139,7 +139,8 @@ def _plan(args: argparse.Namespace) -> None:
 
     from .compact import load
     from .training import SparseSoupTrainer, SparseSoupTrainingArguments
-    from .training.cost.lines import advice_line, forecast_lines
+    from .training.cost.advice import advice_line
+    from .training.cost.lines import forecast_lines
     from .training.cost.measure import forecast_model
     from .training.masked.checkpoints import no_progress_bars
 

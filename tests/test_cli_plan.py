@@ -52,6 +52,24 @@ def test_there_is_no_advice_where_nothing_was_measured(folder, tmp_path, capsys,
     assert "advice" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("sms 0.9 1", "'sms' was behind it by 1 to 4 points of accuracy on digits, 1.1 BLEU on Multi30k"),
+        ("sms 0.95 3", "'sms' was behind it by 1 to 7 points of accuracy on digits"),
+        ("gmp-soup 0.98 1", "'gmp-soup' was behind it by 19 to 29 points of accuracy on digits"),
+        ("imp-avg 0.9 1", "candidate_processes=3"),
+        ("sms 0.9 3", "candidate_processes=3"),
+    ],
+)
+def test_advice_says_what_the_chosen_row_was_behind(folder, tmp_path, capsys, row, says):
+    quiet = ["--use_cpu", "True", "--report_to", "none", "--output_dir", str(tmp_path), "--sequence_length", "8"]
+    names = ("--pruning_method", "--target_sparsity", "--num_train_epochs")
+    options = [part for pair in zip(names, row.split(), strict=True) for part in pair]
+    assert main(["plan", "--num_examples", "80", folder, *quiet, *options]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(says)
+
+
 def test_plan_without_a_number_of_examples(folder, tmp_path, capsys):
     assert main(["plan", folder, "--use_cpu", "True", "--output_dir", str(tmp_path), "--report_to", "none"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -143,6 +143,7 @@ def read_study(argv: Sequence[str], description: str | None = None) -> Study:
         unknown = [label for label in given.get(axis, ()) if label not in values[axis]]
         _expect(not unknown, f"--{axis} must be labels of {path} ({', '.join(values[axis])}), got {unknown}.")
     union = {axis: tuple(dict.fromkeys((*getattr(file, axis), *given.get(axis, ())))) for axis in AXES}
+    union |= {axis: tuple(sorted(union[axis])) for axis in ("sparsities", "num_candidates")}
     study = Study(
         name=path.stem,
         recipe=recipe,

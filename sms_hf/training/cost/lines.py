@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 from ...report.text import format_bytes, format_seconds
-from ..arguments import SparseSoupArguments
-from ..plan.methods import METHODS
 from .forecast import Forecast
 
 NEARLY = 0.9
@@ -48,22 +46,6 @@ def forecast_lines(cost: Forecast) -> Iterator[str]:
     yield memory
     yield from cost.notes
     yield from _warning(cost)
-
-
-FEW_EPOCHS = 3
-"""Epochs a phase up to which one longer training was ahead of every soup: docs/results.md, "What a budget buys"."""
-
-
-def advice_line(args: SparseSoupArguments, cost: Forecast) -> str | None:
-    """Which row the measured tables put before the one that was asked for, where its epochs are few; `None` elsewhere."""
-    is_soup = METHODS[args.pruning_method].averages and not args.pruning_method.endswith("-mx")
-    copies = max(cost.candidates)
-    if not is_soup or copies < 2 or args.max_steps > 0 or args.num_train_epochs > FEW_EPOCHS:
-        return None
-    return (
-        f"advice: up to {FEW_EPOCHS} epochs a phase, one training of all these epochs was ahead of soups "
-        f"(docs/results.md): pruning_method='gmp-mx', on {copies} processes in the same time with candidate_processes={copies}"
-    )
 
 
 def estimate_line(

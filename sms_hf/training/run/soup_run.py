@@ -10,6 +10,7 @@ from ...files.records import read_record, write_record
 from ...files.writing import whole_file
 from ...report.schema import Report
 from ...soup.ingredients import NEEDS_PARENT
+from ..cost.advice import advice_line
 from ..cost.forecast import Forecast
 from ..cost.lines import start_lines
 from ..cost.measure import TimeEstimate
@@ -120,8 +121,9 @@ class SoupRun:
     def _tell(self, cost: Forecast | None) -> None:
         """Say what is to come."""
         assert cost is not None
-        for line in start_lines(cost):
-            say(line)
+        for line in (*start_lines(cost), advice_line(self.bench.args, cost)):
+            if line is not None:
+                say(line)
         self._estimate = TimeEstimate(cost)
 
     def _score_dense(self) -> dict[str, float]:
