@@ -6,15 +6,15 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..sparsity.structures import STRUCTURES, Group, Member
 from .dead_units import DEAD
+from .rebuilding import Cut, rebuild, shape, skeleton, tensors
 
 FIELDS = {
     "neurons": (
@@ -42,9 +42,6 @@ INDEPENDENT_HEADS = ("t5", "mt5", "umt5", "llama", "mistral", "qwen2", "qwen3", 
 
 POSITION_BIAS = "relative_attention_bias.weight"
 """T5: `(buckets, heads)`, added to the scores of every head."""
-
-Cut = tuple[int, Tensor]
-"""Dimension of a parameter, int64 positions along it that stay."""
 
 
 @dataclass(frozen=True)
@@ -129,17 +126,7 @@ def shrink(model: PreTrainedModel) -> PreTrainedModel:
             + "\n".join(map(str, plan.changes))
             + "\nPrune whole units, as many in every layer: pruning_pattern='neurons' and pruning_scope='uniform'."
         )
-    small = _skeleton(model, copy.deepcopy(plan.config))
-    memo: dict[int, nn.Parameter] = {}  # Ties stay ties.
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) not in memo:
-            memo[id(parameter)] = nn.Parameter(_cut(parameter, plan.kept.get(name)), parameter.requires_grad)
-        _set(small, name, memo[id(parameter)])
-    for name, buffer in model.named_buffers(remove_duplicate=False):
-        _set(small, name, buffer.clone())
-    if model.can_generate():
-        small.generation_config = copy.deepcopy(model.generation_config)
-    return small.train(model.training)
+    return rebuild(model, plan.config, plan.kept)
 
 
 @torch.no_grad()
@@ -172,7 +159,7 @@ def plan_shrinking(model: PreTrainedModel) -> Shrinking:
             f"Looked for {STRUCTURES['neurons'][1]}; {STRUCTURES['heads'][1]}."
         )
     parameters = {name: model.get_parameter(name) for name in plan.kept}
-    removed = sum(p.numel() - math.prod(_shape(p, plan.kept[name])) for name, p in parameters.items())
+    removed = sum(p.numel() - math.prod(shape(p, plan.kept[name])) for name, p in parameters.items())
     return replace(plan, num_parameters=(size, size - removed))
 
 
@@ -290,37 +277,13 @@ def _misfit(model: PreTrainedModel, config: PreTrainedConfig, kept: dict[str, Cu
     """Why a stock model of this configuration is not what stays of the model; empty if it is."""
     try:
         # As `from_pretrained` will: only what a saved configuration holds may count.
-        stock = _skeleton(model, type(config).from_dict(config.to_dict()))
+        stock = skeleton(model, type(config).from_dict(config.to_dict()))
     except (StrictDataclassError, ValueError) as error:
         return f"a smaller {type(config).__name__} is not valid: {str(error).splitlines()[-1].strip()}"
-    needed = {name: _shape(tensor, kept.get(name)) for name, tensor in _tensors(model)}
-    found = {name: _shape(tensor) for name, tensor in _tensors(stock)}
+    needed = {name: shape(tensor, kept.get(name)) for name, tensor in tensors(model)}
+    found = {name: shape(tensor) for name, tensor in tensors(stock)}
     for name in needed | found:
         if needed.get(name) != found.get(name):
             shapes = [sizes.get(name, "nothing") for sizes in (needed, found)]
             return f"{name} would be {shapes[0]}, but in a stock {type(model).__name__} it is {shapes[1]}"
     return ""
-
-
-def _skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
-    """A model of the same class without memory."""
-    with torch.device("meta"):
-        return type(model)(config)
-
-
-def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    return chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
-
-
-def _shape(tensor: Tensor, cut: Cut | None = None) -> tuple[int, ...]:
-    return tuple(len(cut[1]) if cut and d == cut[0] else size for d, size in enumerate(tensor.shape))
-
-
-def _cut(tensor: Tensor, cut: Cut | None) -> Tensor:
-    """What stays, as a copy."""
-    return tensor.index_select(cut[0], cut[1].to(tensor.device)) if cut else tensor.clone()
-
-
-def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
-    module, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(module), leaf, tensor)
