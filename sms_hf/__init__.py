@@ -2,7 +2,7 @@
 
 from .compact import load, pack, unpack
 from .hub import push_to_hub
-from .inference import plan_shrinking, shrink
+from .inference import plan_shrinking, shrink, trim_vocabulary
 from .metrics import bleu_metrics
 from .report import format_report
 from .soup import greedy_soup, uniform_soup
@@ -38,6 +38,7 @@ __all__ = [
     "prune",
     "push_to_hub",
     "shrink",
+    "trim_vocabulary",
     "uniform_soup",
     "unpack",
 ]

@@ -16,9 +16,12 @@ from .choices import nearest
 from .compact import pack, unpack
 from .compact.folders import weight_paths
 from .compact.rescue import rescue
+from .files.folder import MASKS
+from .files.writing import check_unused, new_folder
 from .hub import push_to_hub
 from .hub.inspection import describe_folder
 from .hub.push import check_folder, files_to_push, weight_sizes
+from .sparsity.masks import Masks
 
 PLAN = "Tell what a run will cost before it starts: trainings, time, disk, memory."
 
@@ -52,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     what = "Turn an orphaned sparse checkpoint of compressed-tensors into an ordinary one."
     command("rescue", _rescue, what, "The folder to write. Default: MODEL-dense.")
+    what = "Remove the tokens that do not occur in texts from a model and its tokenizer."
+    added = command("trim", _trim, what, "The folder to write. Default: MODEL-trimmed.")
+    texts = "Files with a text a line: what the model is to "
+    added.add_argument("--texts", nargs="+", type=Path, required=True, help=f"{texts}read.")
+    added.add_argument("--target-texts", nargs="+", type=Path, default=[], help=f"{texts}write, where it translates.")
     added = command("push", _push, "Upload a finished run, or another model folder, with its model card.")
     added.add_argument("repo_id", help="USER/NAME on the Hub; made where it does not exist.")
     added.add_argument("--private", action="store_true", default=None, help="Make a new repository private.")
@@ -67,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     added.set_defaults(run=_plan)
     args = parser.parse_args(argv)
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         args.run(args)
         sys.stdout.flush()
@@ -120,6 +129,31 @@ def _inspect(args: argparse.Namespace) -> None:
 def _rescue(args: argparse.Namespace) -> None:
     source = _folder(args.model)
     print(rescue(source, args.output or Path(f"{Path(args.model).name}-dense")))
+
+
+def _trim(args: argparse.Namespace) -> None:
+    from transformers import AutoTokenizer
+
+    from .compact import load
+    from .inference import trim_vocabulary
+
+    source, output = _folder(args.model), args.output or Path(f"{Path(args.model).name}-trimmed")
+    check_unused(output)
+    texts, targets = (
+        [line for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+        for paths in (args.texts, args.target_texts)
+    )
+    model, tokenizer = load(source), AutoTokenizer.from_pretrained(source)
+    small, smaller = trim_vocabulary(model, tokenizer, texts, targets or None)
+    with new_folder(output) as folder:
+        small.save_pretrained(folder)
+        smaller.save_pretrained(folder)
+        if (source / MASKS).is_file():
+            masks = Masks.of(source)
+            masks.check(small)
+            masks.save(folder / MASKS)
+    sizes = (len(tokenizer), len(smaller), model.num_parameters(), small.num_parameters())
+    print("{}: {:,} -> {:,} tokens, {:,} -> {:,} parameters".format(output, *sizes))
 
 
 def _push(args: argparse.Namespace) -> None:

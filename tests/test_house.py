@@ -22,7 +22,7 @@ BELOW = {
     "demo": set(),
     "tasks": {"choices", "files", "report", "training"},
     "compare": {"choices", "files", "report", "training", "tasks"},
-    "cli": {"choices", "files", "compact", "hub", "training"},
+    "cli": {"choices", "files", "sparsity", "compact", "hub", "inference", "training"},
 }
 TRAINING = (
     *("processes", "plan", "random_states", "run_directory", "deciding", "arguments"),
