@@ -12,7 +12,7 @@ from sms_hf import prune
 from sms_hf.demo import demo_corpus, demo_tokenizer, demo_translator
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-SCRIPT, TRAINERS, HUB, COMPACT, PARTS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+SCRIPT, TRAINERS, HUB, COMPACT, TRIM, PARTS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
 @pytest.fixture
@@ -54,6 +54,15 @@ def test_the_lines_about_the_hub_run_as_they_stand(monkeypatch, tmp_path, corpus
     exec(compile(COMPACT, "README.md", "exec"), {"model": model})
     small = transformers.T5ForConditionalGeneration.from_pretrained("small")
     assert small.config.d_ff == model.config.d_ff // 2
+
+
+def test_the_lines_about_vocabularies_run_as_they_stand(corpus):
+    tokenizer = demo_tokenizer(demo_corpus(num_train=600), vocab_size=400)
+    pairs = [pair["translation"] for pair in corpus["train"]][:4]
+    texts, targets = ([pair[language] for pair in pairs] for language in ("en", "de"))
+    names = {"model": demo_translator(tokenizer), "tokenizer": tokenizer, "train_texts": texts, "target_texts": targets}
+    exec(compile(TRIM, "README.md", "exec"), names)
+    assert len(names["tokenizer"]) == names["small"].config.vocab_size < len(tokenizer)
 
 
 def test_the_parts_run_as_they_stand(monkeypatch, tmp_path, corpus):
