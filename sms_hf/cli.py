@@ -55,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     what = "Turn an orphaned sparse checkpoint of compressed-tensors into an ordinary one."
     command("rescue", _rescue, what, "The folder to write. Default: MODEL-dense.")
+    what = "Convert a model for CTranslate2, and see whether it says the same there."
+    added = command("export", _export, what, "The folder to write. Default: MODEL-ctranslate2.")
+    added.add_argument("--quantization", help="Of the weights: int8, float16, ... Default: as they are.")
+    added.add_argument("--sentences", type=Path, help="A file with a text a line, to compare outputs and time on.")
     what = "Remove the tokens that do not occur in texts from a model and its tokenizer."
     added = command("trim", _trim, what, "The folder to write. Default: MODEL-trimmed.")
     texts = "Files with a text a line: what the model is to "
@@ -83,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `sms-hf inspect X | head`: nobody reads on. Python would complain once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, HTTPError) as error:
+    except (ValueError, OSError, ImportError, HTTPError) as error:
         print(f"sms-hf: {error}", file=sys.stderr)
         return 1
     return 0
@@ -129,6 +133,14 @@ def _inspect(args: argparse.Namespace) -> None:
 def _rescue(args: argparse.Namespace) -> None:
     source = _folder(args.model)
     print(rescue(source, args.output or Path(f"{Path(args.model).name}-dense")))
+
+
+def _export(args: argparse.Namespace) -> None:
+    from .inference import export
+
+    source, output = _folder(args.model), args.output or Path(f"{Path(args.model).name}-ctranslate2")
+    sentences = args.sentences.read_text(encoding="utf-8").splitlines() if args.sentences else []
+    print(export(source, output, quantization=args.quantization, sentences=sentences))
 
 
 def _trim(args: argparse.Namespace) -> None:

@@ -45,7 +45,8 @@ def bpe():
             show_progress=False,
         ),
     )
-    return tf.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>", pad_token="<|end|>"), MANY
+    names = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "<|end|>")  # As GPT-2 has it.
+    return tf.PreTrainedTokenizerFast(tokenizer_object=inner, **names), MANY
 
 
 def wordpiece():
