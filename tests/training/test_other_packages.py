@@ -318,7 +318,9 @@ def test_methods_whose_masks_move_are_refused_with_adapters(make_trainer, change
 
 @pytest.mark.parametrize("changes", [{"retrained": "biases-and-norms"}, {"shared_fraction": 0.5}])
 def test_adapters_are_all_that_their_candidates_train(make_trainer, changes):
-    with pytest.raises(ValueError, match=r"expected retrained='all' and no shared_fraction, got .* Leave both out"):
+    with pytest.raises(
+        ValueError, match=r"expected retrained='all', no shared_fraction and averaging_rounds=1, got .* Leave them out"
+    ):
         make_trainer(changes, model=peft.get_peft_model(tiny_t5(), peft.LoraConfig(target_modules=["q"])))
 
 

@@ -353,8 +353,10 @@ def _memory_bytes(args: SparseSoupArguments, facts: ModelFacts, phase: Phase, ca
     gradients = facts.trainable * facts.itemsize
     taught = any(_value(args, candidate.overrides, name) > 0 for name in ("distill_weight", "distill_features"))
     teacher = facts.weight_bytes if taught and not args.distill_cache else 0
-    whole = facts.weight_bytes + gradients + optimizer_bytes(args, candidate.overrides, facts) + masks + teacher
-    return math.ceil(whole / (args.candidate_processes if wants_sharding(args) else 1))
+    whole = facts.weight_bytes + gradients + optimizer_bytes(args, candidate.overrides, facts) + masks
+    return (
+        math.ceil(whole / (args.candidate_processes if wants_sharding(args) else 1)) + teacher
+    )  # That is not sharded.
 
 
 def optimizer_bytes(args: SparseSoupArguments, overrides: Mapping[str, Any], facts: ModelFacts) -> int:

@@ -105,7 +105,9 @@ class CandidateMixin(MaskedTrainerMixin):
             self.accelerator.num_processes if across else 1,
             1 if num_items is None else 1 / self.current_gradient_accumulation_steps,
         )
-        loss = teacher.loss(loss, outputs, given, self._loss_shifts_labels, num_items, scales)
+        with self.accelerator.autocast():  # As the student's forward pass has it.
+            told = teacher.answers(given)
+        loss = teacher.loss(loss, outputs, told, given, self._loss_shifts_labels, num_items, scales)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, *args, **kwargs):

@@ -31,7 +31,7 @@ def soft_target_loss(
             the student does. Default: those of this batch.
 
     Raises:
-        ValueError: For logits of two shapes, or that are not one for each label.
+        ValueError: For logits of two shapes, that are not one for each label, or are no distribution over classes.
     """
     if student.shape != taught.shape:
         raise ValueError(
@@ -39,6 +39,11 @@ def soft_target_loss(
             "pruning. Leave it out."
         )
     dim = 1 if student.dim() == 4 else -1
+    if student.shape[dim] < 2 or (isinstance(labels, Tensor) and labels.is_floating_point()):
+        raise ValueError(
+            f"distill_weight needs logits of two or more classes, one of which is right, got {tuple(student.shape)} and labels "
+            f"of {labels.dtype if isinstance(labels, Tensor) else 'no dtype'}: a regression, or several labels. Leave it out."
+        )
     part = F.kl_div(
         F.log_softmax(student.float() / temperature, dim),
         F.log_softmax(taught.float() / temperature, dim),

@@ -37,10 +37,16 @@ class Teacher:
         own = {name: value for name, value in inputs.items() if name != ROW}
         return own | ({"output_hidden_states": True} if self.features else {})
 
+    @torch.no_grad()
+    def answers(self, inputs: Mapping[str, Any]) -> Any:
+        """Of the model before pruning, where it is asked in every step."""
+        return None if self.model is None else self.model(**self.asks(inputs))
+
     def loss(
         self,
         loss: Tensor,
         outputs: Any,
+        told: Any,
         inputs: Mapping[str, Any],
         shifts_labels: bool,
         num_items_in_batch: Any,
@@ -51,15 +57,12 @@ class Teacher:
 
         Args:
             loss (`Tensor`), outputs (`ModelOutput`): Of the student.
+            told (`ModelOutput`, *optional*): What [`answers`] gave for the same inputs.
             inputs (`Mapping`): Of the batch, labels and rows included.
             shifts_labels, num_items_in_batch: As for [`soft_target_loss`].
             scales (`tuple[float, float]`): Factors of the soft targets and of the features: what makes them means over the
                 whole batch, where it is in parts on several processes or steps.
         """
-        told: Any = None
-        if self.model is not None:
-            with torch.no_grad():
-                told = self.model(**self.asks(inputs))
         total = (1 - self.weight) * loss
         if self.weight:
             student = logits_of(outputs)

@@ -38,6 +38,13 @@ def test_what_is_no_target_does_not_count():
     assert float(soft(asked, told, labels, 1.0, False, 10)) == pytest.approx(one / 10)
 
 
+def test_what_is_no_distribution_over_classes_is_refused():
+    with pytest.raises(ValueError, match=r"logits of two or more classes, one of which is right, got \(1, 1\)"):
+        soft([[0.0]], [[0.0]], None, 1.0, False)
+    with pytest.raises(ValueError, match=r"got \(1, 2\) and labels of torch.float32: a regression, or several labels"):
+        soft([[0.0, 1.0]], [[0.0, 1.0]], torch.tensor([[1.0, 0.0]]), 1.0, False)
+
+
 def test_pixels_are_targets_one_by_one():
     loss = soft([[[[0.0, 0.0]], [[0.0, 0.0]]]], [[[[math.log(3.0), 0.0]], [[0.0, 0.0]]]], None, 1.0, False)
     assert float(loss) == pytest.approx((0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2)

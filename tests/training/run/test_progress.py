@@ -48,10 +48,17 @@ def test_the_end_of_a_phase_with_and_without_a_soup():
         "diagnostics": {},
     }
     assert list(soup_lines(phase, "bleu")) == ["phase 1: mean candidate 1.25, best candidate 1.5 (bleu)"]
-    soup = {"ingredients": ["candidate-1", "candidate-2"], "score": 2.0}
+    soup = {"ingredients": ["candidate-1", "candidate-2"], "score": 2.0, "trials": []}
     lines = soup_lines({**phase, "soup": soup, "diagnostics": {"warnings": ["mind the gap"]}}, "bleu")
     assert list(lines) == [
         "phase 1: mean candidate 1.25, best candidate 1.5, soup of 2 2 (bleu)",
         "phase 1: mind the gap",
     ]
     assert list(soup_lines({**phase, "candidates": [{}], "soup": soup}, "bleu")) == ["phase 1: bleu 1.5"]
+    trials = [
+        {"accepted": True, "sure": None},
+        {"accepted": True, "sure": 0.964},
+        {"accepted": False, "sure": 0.7},
+    ]
+    (line,) = soup_lines({**phase, "soup": {**soup, "trials": trials}}, "bleu")
+    assert line.endswith("soup of 2 2 (bleu); what was added would be again in 96% of resampled evaluation sets")
