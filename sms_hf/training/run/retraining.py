@@ -117,28 +117,7 @@ class Retrainer:
     ) -> Any:
         """A fresh trainer of the user's class, after its training."""
         bench, output = self._bench, folder.candidate(candidate.name)
-        args = candidate_args(bench.args, phase, candidate, output)
-        if self._adapters is not None:
-            model = add_adapters(model, self._adapters, masks, args.seed)
-        if args.retrained == "biases-and-norms":
-            _train_biases_and_norms_(model)
-        trainer = spawn(bench.trainer, model, args, keep_callbacks=True)
-        optimizer = folder.before.optimizer(_predecessor(phase, candidate, folder) or "") if phase.goes_on else None
-        teacher = bench.teacher(args, folder.teacher)
-        trainer.masks, trainer.retraining = masks, Retraining(norms, phase.window, optimizer, teacher)
-        if teacher is not None and teacher.logits is not None:
-            _number_rows_(trainer)
-        position, count = phase.candidates.index(candidate), len(phase.candidates)
-        trainer.train_dataset = rows_of_candidate(
-            trainer.train_dataset, args.candidate_data, position, count, bench.args.seed + SEED_STRIDE * phase.number
-        )
-        if args.tail_average is not None and not phase.keeps_optimizers:  # Those that go on do so from their last step.
-            trainer.average_tail(TailAverage(args.tail_average))
-        for callback in self._callbacks:
-            trainer.add_callback(callback)
-        if phase.events:
-            prune = _pruning_of(bench, phase)
-            trainer.prune_while_training(GradualPruning(phase.events, phase.feedback, prune))
+        trainer = self._trainer_for(model, masks, norms, phase, candidate, folder)
         if trainer.args.max_steps > 0 or trainer.args.num_train_epochs > 0:
             # Without the optimizer's state a checkpoint would lead to another model.
             checkpoint = agree(lambda: None if trainer.args.save_only_model else last_checkpoint(output))
@@ -150,6 +129,44 @@ class Retrainer:
             record |= {"train_loss": trainer.mean_loss, "log": [without_timings(entry) for entry in state.log_history]}
         if self._adapters is not None:
             trainer.model = trainer.model_wrapped = merge_lora(trainer.model, masks)
+        return trainer
+
+    def _trainer_for(
+        self,
+        model: torch.nn.Module,
+        masks: Masks,
+        norms: Norms,
+        phase: Phase,
+        candidate: Candidate,
+        folder: PhaseFolder,
+    ) -> Any:
+        """A fresh trainer that knows what its candidate is trained on, and by what."""
+        bench, position = self._bench, phase.candidates.index(candidate)
+        args = candidate_args(bench.args, phase, candidate, folder.candidate(candidate.name))
+        if self._adapters is not None:
+            model = add_adapters(model, self._adapters, masks, args.seed)
+        if args.retrained == "biases-and-norms":
+            _train_biases_and_norms_(model)
+        trainer = spawn(bench.trainer, model, args, keep_callbacks=True)
+        optimizer = folder.before.optimizer(_predecessor(phase, candidate, folder) or "") if phase.goes_on else None
+        teacher = bench.teacher(args, folder.teacher)
+        trainer.masks, trainer.retraining = masks, Retraining(norms, phase.window, optimizer, teacher)
+        if teacher is not None and teacher.logits is not None:
+            _number_rows_(trainer)
+        trainer.train_dataset = rows_of_candidate(
+            trainer.train_dataset,
+            args.candidate_data,
+            position,
+            len(phase.candidates),
+            seed=bench.args.seed + SEED_STRIDE * phase.number,
+        )
+        if args.tail_average is not None and not phase.keeps_optimizers:  # Those that go on do so from their last step.
+            trainer.average_tail(TailAverage(args.tail_average))
+        for callback in self._callbacks:
+            trainer.add_callback(callback)
+        if phase.events:
+            prune = _pruning_of(bench, phase)
+            trainer.prune_while_training(GradualPruning(phase.events, phase.feedback, prune))
         return trainer
 
     def _keep(self, trainer: Any, phase: Phase, folder: Path, record: dict[str, Any]) -> None:
