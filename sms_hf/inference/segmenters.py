@@ -53,6 +53,11 @@ def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
     return [(first, second) for first, second in pairs]
 
 
+def _merged(model: dict[str, Any], merge: tuple[str, str]) -> str:
+    """What a merge makes: a token within a word loses the prefix that says so."""
+    return merge[0] + merge[1][len(model.get("continuing_subword_prefix") or "") :]
+
+
 def _close_bpe(model: dict[str, Any], wanted: set[int]) -> set[int]:
     """
     With a token both parts of every merge that makes it.
@@ -61,8 +66,8 @@ def _close_bpe(model: dict[str, Any], wanted: set[int]) -> set[int]:
     """
     vocabulary = model["vocab"]
     parts: dict[str, list[tuple[str, str]]] = {}
-    for first, second in _merges(model):
-        parts.setdefault(first + second, []).append((first, second))
+    for merge in _merges(model):
+        parts.setdefault(_merged(model, merge), []).append(merge)
     kept = {token for token, number in vocabulary.items() if number in wanted}
     kept |= {model["unk_token"]} & set(vocabulary) if model.get("unk_token") else set()
     waiting = list(kept)
@@ -76,7 +81,7 @@ def _close_bpe(model: dict[str, Any], wanted: set[int]) -> set[int]:
 def _write_bpe(model: dict[str, Any], number: Mapping[int, int]) -> None:
     _write_words(model, number)
     left = model["vocab"]
-    model["merges"] = [list(m) for m in _merges(model) if m[0] in left and m[1] in left and m[0] + m[1] in left]
+    model["merges"] = [list(m) for m in _merges(model) if m[0] in left and m[1] in left and _merged(model, m) in left]
 
 
 # ---- WordPiece and WordLevel: token -> id -----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import copy
 import json
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from .segmenters import SEGMENTERS, Entries
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 MARIAN = "vocab.json"
 """Of a tokenizer that looks up the pieces of sentencepiece models, which stay as they are."""
-IDS = ("_token_id", "_token_ids", "_ids", "suppress_tokens")
+IDS = ("_token_id", "_token_ids", "_token_index", "_ids", "suppress_tokens")
 """Ends of the names of settings that hold ids of tokens."""
+NEEDED = ("_token_id", "_token_ids", "_token_index", "force_words_ids")
+"""Of those that must stay; what settings only forbid may go."""
+SIZES = ("vocab_size", "decoder_vocab_size")
 
 
 def trim_vocabulary(
@@ -36,7 +39,8 @@ def trim_vocabulary(
     the same tokens as before, and the model's outputs for these are the same; one with other tokens is cut into smaller ones.
     (Unigram: the best path is still there, and so is the piece with the lowest score, which sets that of unknown
     characters. BPE: with a token all tokens stay that it may be merged from. WordPiece: a longer match would have been taken
-    before. Marian: the pieces of sentencepiece are the same, those that have gone are unknown.)
+    before; a word that was unknown as a whole may become known. Marian: the pieces of sentencepiece are the same, those that
+    have gone are unknown.)
 
     Args:
         model (`PreTrainedModel`): With one vocabulary for its input and its output. It does not change.
@@ -54,21 +58,26 @@ def trim_vocabulary(
         ValueError: If there are no texts, tokens of `keep` are unknown, the tokenizer is of another kind, or the model cannot
             be cut at its vocabulary.
     """
+    size = _vocabulary_size(model)
     wanted = _tokens_of(tokenizer, texts, target_texts) | _ids_of(tokenizer, keep)
     wanted |= set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    wanted |= {id for settings in _settings(model) for id in _ids_in(settings)}
+    named = {id for settings in _settings(model, size) for id in _ids_in(settings) if id < size}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer.save_pretrained(folder)
-        ids = _trim_files(folder, type(tokenizer).__name__, wanted)
+        ids = _trim_files(folder, type(tokenizer).__name__, wanted | named)
         smaller = type(tokenizer).from_pretrained(folder)
-    return _trim_model(model, ids), smaller
+    last = max(tokenizer.get_vocab().values())  # Rows behind the tokens stay where settings speak of them.
+    return _trim_model(model, [*ids, *sorted(id for id in named if id > last)], size), smaller
 
 
 # ---- Tokens --------------------------------------------------------------------------------------------------------------
 
 
 def _tokens_of(tokenizer: Any, texts: Iterable[str], target_texts: Iterable[str] | None) -> set[int]:
+    for name, given in (("texts", texts), ("target_texts", target_texts)):
+        if isinstance(given, str):
+            raise ValueError(f"`{name}` must be several texts, got a single one, {given[:20]!r}. Put it into a list.")
     sources, targets = list(texts), [] if target_texts is None else list(target_texts)
     if not sources:
         raise ValueError("trim_vocabulary needs texts to see which tokens occur, got none.")
@@ -77,6 +86,8 @@ def _tokens_of(tokenizer: Any, texts: Iterable[str], target_texts: Iterable[str]
 
 
 def _ids_of(tokenizer: Any, keep: Collection[str]) -> set[int]:
+    if isinstance(keep, str):
+        raise ValueError(f"`keep` must be several tokens, got a single one, {keep[:20]!r}. Put it into a list.")
     vocabulary = tokenizer.get_vocab()
     unknown = sorted(set(keep) - set(vocabulary))
     if unknown:
@@ -103,7 +114,7 @@ def _trim_files(folder: Path, kind: str, wanted: set[int]) -> list[int]:
         return ids
     if (folder / MARIAN).is_file() and not (folder / "target_vocab.json").is_file() and any(folder.glob("*.spm")):
         entries = json.loads((folder / MARIAN).read_text(encoding="utf-8"))
-        ids = sorted(wanted | _characters(entries))
+        ids = sorted(wanted & set(entries.values()) | _characters(entries))
         number = {old: new for new, old in enumerate(ids)}
         left = {token: number[old] for token, old in entries.items() if old in number}
         (folder / MARIAN).write_text(json.dumps(left, ensure_ascii=False), encoding="utf-8")
@@ -116,11 +127,12 @@ def _trim_files(folder: Path, kind: str, wanted: set[int]) -> list[int]:
 
 
 def _characters(entries: Entries) -> set[int]:
-    """Single characters, also at the start or within a word, and bytes: any text can still be spelled."""
+    """Single characters, also at the start, within or at the end of a word, and bytes: any text can still be spelled."""
     return {
         id
         for token, id in entries.items()
-        if len(token.removeprefix("▁").removeprefix("##").removeprefix("Ġ")) <= 1 or _is_byte(token)
+        if len(token.removeprefix("▁").removeprefix("##").removeprefix("Ġ").removesuffix("</w>")) <= 1
+        or _is_byte(token)
     }
 
 
@@ -153,16 +165,16 @@ def _renumber_added(path: Path, number: Mapping[int, int]) -> None:
 # ---- The model -----------------------------------------------------------------------------------------------------------
 
 
-def _trim_model(model: PreTrainedModel, ids: list[int]) -> PreTrainedModel:
-    size, index = _vocabulary_size(model), torch.tensor(ids)
+def _trim_model(model: PreTrainedModel, ids: list[int], size: int) -> PreTrainedModel:
+    index = torch.tensor(ids)
     if ids[-1] >= size:
         raise ValueError(
             f"Expected a tokenizer of this model, whose vocabulary has {size} tokens, got one with token {ids[-1]}."
         )
     number = {old: new for new, old in enumerate(ids)}
     config = copy.deepcopy(model.config)
-    for part in (config, config.get_text_config(), config.get_text_config(decoder=True)):
-        for field in ("vocab_size", "decoder_vocab_size"):
+    for part in _parts(config, size):
+        for field in SIZES:
             if getattr(part, field, None) == size:
                 setattr(part, field, len(ids))
         _renumber_settings(part, number)
@@ -204,35 +216,62 @@ def _vocabulary_size(model: PreTrainedModel) -> int:
             f"Expected a model with an embedding for each of its {size} tokens, in floating point, got {type(model).__name__}. "
             "Trim before quantizing."
         )
+    if any(getattr(part, "vocab_size_per_layer_input", None) for part in _parts(model.config, size)):  # Gemma 3n.
+        raise ValueError(
+            f"Expected a model with one embedding for each token, got {type(model).__name__}, which has others for its layers."
+        )
     return size
 
 
-def _settings(model: PreTrainedModel) -> list[dict[str, Any]]:
-    configs = [model.config, model.config.get_text_config()]
-    return [c.to_dict() for c in [*configs, *([model.generation_config] if model.can_generate() else [])]]
+def _parts(config: PreTrainedConfig, size: int) -> Iterator[PreTrainedConfig]:
+    """A configuration and those within it, each once, but for parts with another vocabulary, such as codes of sounds."""
+    if getattr(config, "vocab_size", None) in (None, size):
+        yield config
+    for part in list(vars(config).values()):
+        if isinstance(part, PreTrainedConfig):
+            yield from _parts(part, size)
 
 
-def _ids_in(settings: Mapping[str, Any]) -> set[int]:
-    """Ids of tokens that settings speak of; of lists of forbidden ones only where all stay, they are dropped."""
-    found: set[int] = set()
-    for name, value in settings.items():
-        if name.endswith(("_token_id", "_token_ids")):
-            values = value if isinstance(value, list) else [value]
-            found |= {v for v in values if isinstance(v, int) and v >= 0}
-    return found
+def _settings(model: PreTrainedModel, size: int) -> list[PreTrainedConfig | GenerationConfig]:
+    return [*_parts(model.config, size), *([model.generation_config] if model.can_generate() else [])]
+
+
+def _ids_in(settings: PreTrainedConfig | GenerationConfig) -> set[int]:
+    """Ids of tokens that settings speak of, but for forbidden ones."""
+    values = (value for name, value in vars(settings).items() if name.endswith(NEEDED))
+    return {id for value in values for id in _flat(value) if id >= 0}
+
+
+def _flat(value: Any) -> Iterator[int]:
+    """Ids of tokens, also in lists of lists."""
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _flat(part)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield value
 
 
 def _renumber_settings(settings: PreTrainedConfig | GenerationConfig, number: Mapping[int, int]) -> None:
+    """In place. To be called once: new numbers are no old ones."""
     for name, value in list(vars(settings).items()):
-        if name.endswith(IDS) and not isinstance(value, (bool, str, dict)) and value is not None:
+        if name == "sequence_bias" and value:
+            setattr(settings, name, _renumbered_bias(value, number))
+        elif name.endswith(IDS) and not isinstance(value, (bool, str, dict)) and value is not None:
             setattr(settings, name, _renumbered(value, number))
 
 
 def _renumbered(value: Any, number: Mapping[int, int]) -> Any:
     if isinstance(value, int):
         return number.get(value, value)
-    if value and all(
-        isinstance(part, list) for part in value
-    ):  # Words: one that cannot be written any more needs no ban.
-        return [[number[token] for token in word] for word in value if all(token in number for token in word)] or None
+    if value and all(isinstance(part, list) for part in value):  # A word that cannot be written any more needs no ban.
+        return [_renumbered(word, number) for word in value if number.keys() >= set(_flat(word))] or None
     return [number[token] for token in value if token in number]
+
+
+def _renumbered_bias(value: Any, number: Mapping[int, int]) -> Any:
+    """Words and what is added to their scores, as a dictionary or, as it is stored, as pairs."""
+    pairs = value.items() if isinstance(value, dict) else value
+    left = [([number[token] for token in word], bias) for word, bias in pairs if number.keys() >= set(word)]
+    if isinstance(value, dict):
+        return {tuple(word): bias for word, bias in left} or None
+    return [[word, bias] for word, bias in left] or None

@@ -259,3 +259,205 @@ def test_the_command(tmp_path, capsys):
     assert len(tf.AutoTokenizer.from_pretrained(tmp_path / "out")) == small.config.vocab_size < len(tokenizer)
     assert main(["trim", str(source), "--texts", str(tmp_path / "none.txt")]) == 1
     assert "none.txt" in capsys.readouterr().err
+
+
+# ---- What once went wrong ------------------------------------------------------------------------------------------------
+
+
+def gpt2_of(tokenizer, **settings):
+    torch.manual_seed(0)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.eos_token_id}
+    config = {
+        "vocab_size": len(tokenizer),
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_positions": 64,
+        **ids,
+        **settings,
+    }
+    return tf.GPT2LMHeadModel(tf.GPT2Config(**config)).eval()
+
+
+def bpe_ending_in_end():
+    """As GPT-2's: the special token is the last one."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    inner.train_from_iterator(MANY, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
+    return tf.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>", bos_token="<|end|>")
+
+
+def test_settings_are_renumbered_once():
+    """The new number of the last token is the old one of a token that stays with another number."""
+    tokenizer = bpe_ending_in_end()
+    model = gpt2_of(tokenizer)
+    kept = MANY[:5]
+    small, smaller = trim_vocabulary(model, tokenizer, kept)
+    number = renumbered(tokenizer, smaller)
+    end = number[tokenizer.eos_token_id]
+    assert number.get(end, end) != end, "or this test would pass for a config that is renumbered twice"
+    assert small.config.eos_token_id == small.generation_config.eos_token_id == smaller.eos_token_id == end
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_settings_of_lists_of_lists():
+    tokenizer = bpe_ending_in_end()
+    model = gpt2_of(tokenizer)
+    few = ["and nobody cat"]
+    seen = tokenizer(few[0])["input_ids"]
+    gone, forced = (tokenizer.get_vocab()[token] for token in ("Ġbirds", "Ġwhere"))
+    model.generation_config.force_words_ids = [[[seen[0]], [forced, seen[1]]]]
+    model.generation_config.bad_words_ids = [[seen[1]], [gone, seen[0]]]
+    model.generation_config.suppress_tokens = [gone, seen[2]]
+    model.generation_config.sequence_bias = {(seen[0],): -5.0, (gone,): 1.0}
+    small, smaller = trim_vocabulary(model, tokenizer, few)
+    number, settings = renumbered(tokenizer, smaller), small.generation_config
+    assert gone not in number
+    assert settings.force_words_ids == [[[number[seen[0]]], [number[forced], number[seen[1]]]]]
+    assert settings.bad_words_ids == [[number[seen[1]]]]
+    assert settings.suppress_tokens == [number[seen[2]]]
+    assert settings.sequence_bias == {(number[seen[0]],): -5.0}
+    model.generation_config.sequence_bias = [[[seen[0]], -5.0], [[gone], 1.0]]
+    small, _ = trim_vocabulary(model, tokenizer, few)
+    assert small.generation_config.sequence_bias == [[[number[seen[0]]], -5.0]]
+
+
+def test_an_id_behind_the_tokens_keeps_its_row():
+    """A model with more rows than tokens, one of which its settings speak of; the others go."""
+    tokenizer = bpe_ending_in_end()
+    size = len(tokenizer)
+    model = gpt2_of(tokenizer, vocab_size=size + 10, pad_token_id=size + 5)
+    small, smaller = trim_vocabulary(model, tokenizer, MANY[:5])
+    assert small.config.pad_token_id == len(smaller)
+    assert small.config.vocab_size == len(smaller) + 1
+    old, new = model.get_input_embeddings().weight, small.get_input_embeddings().weight
+    assert torch.equal(new[len(smaller)], old[size + 5])
+
+
+@torch.no_grad()
+def test_both_halves_of_two_models_in_one_are_cut():
+    tokenizer, texts = wordpiece()
+    half = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    encoder = tf.BertModel(tf.BertConfig(**half, intermediate_size=32))
+    writer = tf.BertConfig(**half, intermediate_size=32, is_decoder=True, add_cross_attention=True)
+    model = tf.EncoderDecoderModel(encoder=encoder, decoder=tf.BertLMHeadModel(writer)).eval()
+    small, smaller = trim_vocabulary(model, tokenizer, texts[:3])
+    assert small.config.encoder.vocab_size == small.config.decoder.vocab_size == len(smaller) < len(tokenizer)
+    number = renumbered(tokenizer, smaller)
+    old, new = (torch.tensor([t(texts[0])["input_ids"]]) for t in (tokenizer, smaller))
+    assert old.tolist() != new.tolist()
+    wanted = model(input_ids=old, decoder_input_ids=old).logits[..., list(number)]
+    found = small(input_ids=new, decoder_input_ids=new).logits[..., list(number.values())]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_embeddings_of_layers_are_refused():
+    """Gemma 3n looks up a second table by ids of tokens, of another size."""
+    tokenizer = bpe_ending_in_end()
+    config = tf.Gemma3nTextConfig(
+        vocab_size=len(tokenizer), vocab_size_per_layer_input=len(tokenizer), hidden_size=16, hidden_size_per_layer_input=4,
+        intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8, laurel_rank=4,
+        num_kv_shared_layers=0, layer_types=["full_attention"] * 2, activation_sparsity_pattern=[0.0, 0.0],
+    )  # fmt: skip
+    with pytest.raises(
+        ValueError, match="one embedding for each token, got Gemma3nForCausalLM, which has others for its"
+    ):
+        trim_vocabulary(tf.Gemma3nForCausalLM(config), tokenizer, MANY[:5])
+
+
+@pytest.mark.parametrize("mark", [{"continuing_subword_prefix": "##"}, {"end_of_word_suffix": "</w>"}])
+def test_merges_of_marked_tokens(mark):
+    """Within a word as "##a", or at its end as "a</w>"."""
+    inner = Tokenizer(models.BPE(unk_token="[UNK]", **mark))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(vocab_size=150, special_tokens=["[UNK]"], show_progress=False, **mark)
+    inner.train_from_iterator(MANY, trainer)
+    tokenizer = tf.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", eos_token="[UNK]")
+    _, smaller = trim_vocabulary(gpt2_of(tokenizer), tokenizer, FEW[:3])
+    assert len(smaller) < len(tokenizer)
+    for text in FEW[:3]:
+        assert smaller.tokenize(text) == tokenizer.tokenize(text)
+    for text in MANY:
+        assert "[UNK]" not in smaller.tokenize(text), "any text of known characters can be spelled"
+
+
+def test_one_text_is_no_list_of_texts():
+    tokenizer, texts = unigram()
+    model = model_of("t5", tokenizer)
+    for arguments in ((texts[0],), (texts, texts[0])):
+        with pytest.raises(ValueError, match="must be several texts, got a single one"):
+            trim_vocabulary(model, tokenizer, *arguments)
+    with pytest.raises(ValueError, match="`keep` must be several tokens, got a single one, 'the'"):
+        trim_vocabulary(model, tokenizer, texts, keep="the")
+
+
+# ---- Tokenizers of transformers --------------------------------------------------------------------------------------------
+
+FAIRSEQ = ["<s>", "<pad>", "</s>", "<unk>"]
+CLASSES = {
+    "T5Tokenizer": ("Unigram", ["<pad>", "</s>", "<unk>"], {}),
+    "XLMRobertaTokenizer": ("Unigram", FAIRSEQ, {}),
+    "MBartTokenizer": ("Unigram", FAIRSEQ, {"src_lang": "en_XX", "tgt_lang": "de_DE"}),
+    "NllbTokenizer": ("BPE", FAIRSEQ, {"src_lang": "eng_Latn", "tgt_lang": "deu_Latn"}),
+    "PegasusTokenizer": ("Unigram", ["<pad>", "</s>", "<unk>"], {}),
+    "AlbertTokenizer": ("Unigram", ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"], {}),
+    "XLNetTokenizer": ("Unigram", ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"], {}),
+    "LlamaTokenizer": ("BPE", ["<unk>", "<s>", "</s>"], {}),
+    "GemmaTokenizer": ("BPE", ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"], {}),
+    "GPT2Tokenizer": ("ByteLevel", ["<|endoftext|>"], {}),
+    "RobertaTokenizer": ("ByteLevel", ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], {}),
+    "BertTokenizer": ("WordPiece", ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], {}),
+}
+
+
+def tokenizer_of(name):
+    kind, special, settings = CLASSES[name]
+    common = {"special_tokens": special, "show_progress": False, "vocab_size": 400 if kind == "ByteLevel" else 150}
+    if kind == "Unigram":
+        inner, trainer = Tokenizer(models.Unigram()), trainers.UnigramTrainer(unk_token="<unk>", **common)
+    elif kind == "WordPiece":
+        inner, trainer = Tokenizer(models.WordPiece(unk_token="[UNK]")), trainers.WordPieceTrainer(**common)
+    else:
+        alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "ByteLevel" else []
+        inner, trainer = Tokenizer(models.BPE()), trainers.BpeTrainer(initial_alphabet=alphabet, **common)
+    before = {
+        "WordPiece": pre_tokenizers.BertPreTokenizer(),
+        "ByteLevel": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    }
+    inner.pre_tokenizer = before.get(kind, pre_tokenizers.Metaspace())
+    inner.train_from_iterator(MANY, trainer)
+    saved = json.loads(inner.to_str())["model"]
+    vocabulary = [tuple(entry) for entry in saved["vocab"]] if kind == "Unigram" else saved["vocab"]
+    merges = {"merges": [tuple(merge) for merge in saved["merges"]]} if "merges" in saved else {}
+    return getattr(tf, name)(vocab=vocabulary, **merges, **settings)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_random_texts_of_kept_tokens(name, tmp_path):
+    """Each class builds its tokenizer from a vocabulary in a way of its own: it must come back as it was trimmed."""
+    tokenizer, draw = tokenizer_of(name), random.Random(0)
+    model = tf.GPT2LMHeadModel(
+        tf.GPT2Config(vocab_size=len(tokenizer), n_embd=4, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
+    )
+    _, smaller = trim_vocabulary(model, tokenizer, ["going at night nobody"], ["birds"])
+    smaller.save_pretrained(tmp_path)
+    number, again = renumbered(tokenizer, smaller), tf.AutoTokenizer.from_pretrained(tmp_path)
+    assert sorted(number.values()) == list(range(len(smaller)))
+    assert len(smaller) < len(tokenizer)
+    ordinary = sorted(set(number) - set(tokenizer.all_special_ids) - set(tokenizer.get_added_vocab().values()))
+    checked = 0
+    for _ in range(300):
+        text = tokenizer.decode(draw.choices(ordinary, k=draw.randint(1, 12)))
+        for arguments in ({"text": text}, {"text_target": text}):
+            old = tokenizer(**arguments)["input_ids"]
+            if number.keys() >= set(old) and (name != "BertTokenizer" or tokenizer.unk_token_id not in old):
+                checked += 1
+                new = smaller(**arguments)["input_ids"]
+                assert new == again(**arguments)["input_ids"] == [number[token] for token in old], text
+                assert smaller.decode(new) == tokenizer.decode(old)
+    assert checked >= 100
+    for role in ("pad", "eos", "bos", "unk", "cls", "sep", "mask"):
+        old = getattr(tokenizer, f"{role}_token_id")
+        assert getattr(smaller, f"{role}_token_id") == (None if old is None else number[old])
