@@ -64,7 +64,8 @@ def resample_predictions(
     compute: Callable[[Any], dict[str, Any]], prediction: Any, name: str, repeats: int = FEW_REPEATS
 ) -> list[float]:
     """
-    The same of a `compute_metrics` of anybody's: a function of rows of predictions and labels.
+    The same of a `compute_metrics` of anybody's: a function of rows of predictions and labels, of inputs and losses where
+    `include_for_metrics` asks for them.
 
     Args:
         compute (`Callable`): `EvalPrediction` -> metrics.
@@ -73,17 +74,27 @@ def resample_predictions(
     """
 
     def score(rows: np.ndarray) -> float:
-        drawn = type(prediction)(_take(prediction.predictions, rows), _take(prediction.label_ids, rows))
-        return compute(drawn)[name]
+        given = {of: _take(getattr(prediction, of, None), rows) for of in ("inputs", "losses")}
+        drawn = type(prediction)(
+            _take(prediction.predictions, rows),
+            _take(prediction.label_ids, rows),
+            **{of: value for of, value in given.items() if value is not None},
+        )
+        metrics = compute(drawn)
+        return metrics[name] if name in metrics else metrics[f"eval_{name}"]
 
     return resample_rows(_count(prediction.predictions), score, repeats)
 
 
 def _take(arrays: Any, rows: np.ndarray) -> Any:
+    if isinstance(arrays, dict):
+        return {name: _take(array, rows) for name, array in arrays.items()}
     if isinstance(arrays, (tuple, list)):
         return type(arrays)(_take(array, rows) for array in arrays)
     return None if arrays is None else np.asarray(arrays)[rows]
 
 
 def _count(arrays: Any) -> int:
+    if isinstance(arrays, dict):
+        return _count(list(arrays.values()))
     return _count(arrays[0]) if isinstance(arrays, (tuple, list)) else len(arrays)

@@ -284,7 +284,7 @@ class SparseSoupArguments(_TrainingArguments):
         if isinstance(self.vary, str):
             self.vary = _parse_vary(self.vary)
         check_choice("soup_method", self.soup_method, sorted(SOUP_METHODS))
-        if self.soup_min_gain is not None and (self.soup_min_gain < 0 or self.soup_method != "greedy"):
+        if self.soup_min_gain is not None and (not self.soup_min_gain >= 0 or self.soup_method != "greedy"):
             raise ValueError(
                 f"soup_min_gain must be at least 0, and goes with soup_method='greedy', got {self.soup_min_gain} with "
                 f"{self.soup_method!r}. Leave it out."

@@ -1,5 +1,6 @@
 """A score, and its values on bootstrap samples of the evaluation data, from which a greedy soup tells gains from noise."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,11 +34,14 @@ class KeptPredictions:
     def __init__(self, compute: Callable[[Any], dict[str, Any]] | None):
         self.compute = compute
         self.given: Any = None
+        self.returned: set[str] = set()
 
     def __call__(self, prediction: Any) -> dict[str, Any]:
         assert self.compute is not None
         self.given = prediction
-        return self.compute(prediction)
+        metrics = self.compute(prediction)
+        self.returned = set(metrics)
+        return metrics
 
 
 def resampled_scores(
@@ -54,7 +58,18 @@ def resampled_scores(
         kept ([`KeptPredictions`]): After an evaluation.
         loss_parts (`Sequence[tuple[float, float]]`): Sum of losses and number of targets of every batch.
         any_metric (`bool`): Whether the time for a metric without statistics may be spent.
+
+    Returns:
+        `list[float]`, or `None` where they are not known: of too few batches, of a metric that `compute_metrics` does not
+        return, or that is not defined on a sample.
     """
+    scores = _resampled(metric, kept, loss_parts, any_metric)
+    return scores if scores is not None and all(map(math.isfinite, scores)) else None
+
+
+def _resampled(
+    metric: str, kept: KeptPredictions, loss_parts: Sequence[tuple[float, float]], any_metric: bool
+) -> list[float] | None:
     if metric == "loss":
         parts = np.array(loss_parts, dtype=np.float64)
         return resample_sums(parts, lambda sums: sums[0] / sums[1]) if len(parts) >= FEWEST_BLOCKS else None
@@ -63,4 +78,9 @@ def resampled_scores(
         return None
     if statistics is not None and metric in statistics.scores:
         return resample_sums(statistics.rows(kept.given), statistics.scores[metric])
-    return resample_predictions(kept.compute, kept.given, metric) if any_metric and kept.compute else None
+    if not any_metric or kept.compute is None or not {metric, f"eval_{metric}"} & kept.returned:
+        return None
+    try:
+        return resample_predictions(kept.compute, kept.given, metric)
+    except ValueError:  # A sample of one class has no ROC curve: scikit-learn raises.
+        return None

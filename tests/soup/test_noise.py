@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import sacrebleu
 import torch
+from conftest import reversal
 from transformers import EvalPrediction
 
 from sms_hf.metrics import bleu_metrics, classification_metrics, segmentation_metrics
 from sms_hf.soup import Pool
 from sms_hf.soup.ingredients import greedy_ingredients
 from sms_hf.soup.noise import REPEATS, gain_noise, resample_predictions, resample_sums
+from sms_hf.training.run import merging
 from sms_hf.training.scoring import KeptPredictions, resampled_scores
 
 
@@ -178,7 +180,120 @@ def test_a_run_says_how_sure_it_is(make_trainer, capsys):
     assert [t["score"] for t in strict.report["phases"][0]["soup"]["trials"]][:2] == [t["score"] for t in trials][:2]
 
 
-@pytest.mark.parametrize(("gain", "method"), [(-1.0, "greedy"), (1.0, "uniform")])
+@pytest.mark.parametrize(("gain", "method"), [(-1.0, "greedy"), (math.nan, "greedy"), (1.0, "uniform")])
 def test_what_makes_no_sense(make_args, gain, method):
     with pytest.raises(ValueError, match="soup_min_gain must be at least 0, and goes with soup_method='greedy'"):
         make_args(soup_min_gain=gain, soup_method=method)
+
+
+OWN = {
+    "num_candidates": 3,
+    "num_phases": 1,
+    "metric_for_best_model": "smallness",
+    "greater_is_better": True,
+}
+
+
+def smallness(prediction):
+    """A metric of the user's own, in which every row has a part."""
+    return {"smallness": -float((prediction.predictions[0] ** 2).mean())}
+
+
+def soup_of(trainer):
+    trainer.train()
+    return trainer.report["phases"][0]["soup"]
+
+
+def test_the_least_gain_and_the_samples_reach_the_choice(make_trainer, monkeypatch):
+    """On so small a task a soup gains nothing anyway, so that its ingredients would not tell."""
+    pools = []
+
+    def spy(pool):
+        pools.append(pool)
+        return greedy_ingredients(pool)
+
+    monkeypatch.setitem(merging.SOUP_METHODS, "greedy", spy)
+    soup = soup_of(make_trainer({**OWN, "soup_min_gain": 2.5}, compute_metrics=smallness))
+    assert [pool.min_gain for pool in pools] == [2.5]
+    assert [len(pools[0].resampled({name: 1})) for name in pools[0].scores] == [200] * 3
+    assert all(trial["standard_error"] > 0 for trial in soup["trials"][1:])
+
+
+def undefined(prediction):
+    if len(np.unique(prediction.label_ids[:, 0])) < 8:
+        raise ValueError("Only one class present in y_true.")
+    return smallness(prediction)
+
+
+def no_number(prediction):
+    return {"smallness": math.nan} if len(np.unique(prediction.label_ids[:, 0])) < 8 else smallness(prediction)
+
+
+@pytest.mark.parametrize(
+    ("settings", "compute"),
+    [
+        ({"metric_for_best_model": "loss", "greater_is_better": False, "per_device_eval_batch_size": 8}, None),
+        ({}, undefined),
+        ({}, no_number),
+    ],
+    ids=["few batches", "raises on a sample", "NaN on a sample"],
+)
+def test_noise_that_cannot_be_told_is_refused_before_anything_is_trained(make_trainer, settings, compute):
+    trainer = make_trainer({**OWN, "soup_min_gain": 1.0, **settings}, compute_metrics=compute)
+    with pytest.raises(ValueError, match=r"soup_min_gain needs '(smallness|loss)' on samples of the evaluation set"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("kind", ["batches", "several sets"])
+def test_evaluations_that_keep_no_rows_are_refused(make_trainer, kind):
+    def batch(prediction, compute_result=False):
+        return {"smallness": -float((prediction.predictions[0] ** 2).mean())}
+
+    several = {"a": reversal(10, seed=1), "b": reversal(10, seed=2)}
+    trainer = (
+        make_trainer({**OWN, "soup_min_gain": 1.0, "batch_eval_metrics": True}, compute_metrics=batch)
+        if kind == "batches"
+        else make_trainer(
+            {**OWN, "soup_min_gain": 1.0, "metric_for_best_model": "a_smallness"},
+            compute_metrics=smallness,
+            eval_dataset=several,
+        )
+    )
+    with pytest.raises(ValueError, match="soup_min_gain needs"):
+        trainer.train()
+
+
+def test_a_metric_may_look_at_inputs_and_may_say_eval(make_trainer):
+    def compute(prediction):
+        assert len(prediction.inputs) == len(prediction.label_ids)
+        return {"eval_smallness": smallness(prediction)["smallness"]}
+
+    settings = {**OWN, "soup_min_gain": 0.5, "include_for_metrics": ["inputs"]}
+    trials = soup_of(make_trainer(settings, compute_metrics=compute))["trials"]
+    assert all(trial["standard_error"] > 0 for trial in trials[1:])
+
+
+def test_a_choice_that_was_cut_between_its_trials_ends_the_same(make_trainer, tmp_path, monkeypatch):
+    settings = {**OWN, "num_candidates": 4, "soup_min_gain": 0.5}
+    whole = soup_of(make_trainer({**settings, "output_dir": str(tmp_path / "whole")}, compute_metrics=smallness))
+    write = merging.write_record
+
+    def killed(path, *args):
+        write(path, *args)
+        if path.name == "trials.json":
+            raise KeyboardInterrupt
+
+    cut = make_trainer({**settings, "output_dir": str(tmp_path / "cut")}, compute_metrics=smallness)
+    with monkeypatch.context() as patched:
+        patched.setattr(merging, "write_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cut.train()
+    again = make_trainer({**settings, "output_dir": str(tmp_path / "cut")}, compute_metrics=smallness)
+    again.train(resume_from_checkpoint=True)
+    assert again.report["phases"][0]["soup"] == whole
+
+
+def test_an_unknown_noise_is_no_gain():
+    quiet = pool(0.0)
+    chosen, _ = greedy_ingredients(Pool(quiet.scores, quiet.evaluate, min_gain=1.0))
+    assert list(chosen) == ["a"]

@@ -25,7 +25,7 @@ from ..masked.repairs import forget_accelerate_
 from ..masked.teaching import Teacher
 from ..plan.candidates import Phase
 from ..run_directory import remove_unfinished
-from ..scoring import KeptPredictions, Score, resampled_scores
+from ..scoring import FEWEST_BLOCKS, KeptPredictions, Score, resampled_scores
 from ..spawning import own_collator, silent_args, spawn
 from .records import without_timings
 
@@ -191,6 +191,25 @@ class Bench:
         metrics = self._metrics(judge.evaluate())
         any_metric = self.args.soup_min_gain is not None
         return Score(metrics, resampled_scores(self.metric, kept, judge.loss_parts, any_metric))
+
+    def score_dense(self, model: nn.Module) -> dict[str, float]:
+        """
+        Metrics on the evaluation set, before hours of training.
+
+        Raises:
+            ValueError: If `soup_min_gain` is asked for, and the noise of the metric cannot be told.
+        """
+        if self.args.soup_min_gain is None:
+            return self.evaluate(model)
+        score = self.score(model)
+        if score.resampled is None:
+            raise ValueError(
+                f"soup_min_gain needs {self.metric!r} on samples of the evaluation set, which cannot be told here. Expected one "
+                f"evaluation set, at least {FEWEST_BLOCKS} batches of it where the loss decides (set "
+                "per_device_eval_batch_size), no batch_eval_metrics, and a compute_metrics that returns a finite number for rows "
+                "that are drawn with replacement. Or leave soup_min_gain out."
+            )
+        return score.metrics
 
     def _metrics(self, results: Mapping[str, Any]) -> dict[str, float]:
         found = without_timings(results).items()

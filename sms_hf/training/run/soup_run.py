@@ -131,7 +131,7 @@ class SoupRun:
         there, start = read_or_discard(self.directory.dense_record), time.perf_counter()
         if there is not None:
             return there
-        metrics = self.bench.evaluate(self.bench.copy())
+        metrics = self.bench.score_dense(self.bench.copy())
         if self._estimate is not None:
             self._estimate.seconds_per_score = time.perf_counter() - start
         return write_record(self.directory.dense_record, metrics)
