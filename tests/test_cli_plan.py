@@ -55,6 +55,7 @@ def test_there_is_no_advice_where_nothing_was_measured(folder, tmp_path, capsys,
 @pytest.mark.parametrize(
     ("row", "says"),
     [
+        ("sms 0.8 1", "'sms' was behind it by 1.9 points of accuracy on SST-2"),
         ("sms 0.9 1", "'sms' was behind it by 1 to 4 points of accuracy on digits, 1.1 BLEU on Multi30k"),
         ("sms 0.95 3", "'sms' was behind it by 1 to 7 points of accuracy on digits"),
         ("gmp-soup 0.98 1", "'gmp-soup' was behind it by 19 to 29 points of accuracy on digits"),

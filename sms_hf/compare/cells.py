@@ -25,6 +25,7 @@ from ..training.arguments import SparseSoupTrainingArguments
 from ..training.deciding import deciding_arguments
 from ..training.processes.launch import single_process
 from ..training.processes.say import say
+from ..training.processes.stopping import Stopped
 from ..training.processes.store import Processes
 from ..training.run_directory import RunDirectory, differences
 from .results import make_result, outcome_line, remove_big_files
@@ -190,6 +191,8 @@ def attempt(study: Study, cell: Cell) -> None:
         run_cell(study, cell)
         if not study.keep_weights:
             remove_big_files(folder)
+    except Stopped:  # A wish to stop is no failure of the cell, and holds for those that follow.
+        raise
     except (Exception, SystemExit):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 
 from sms_hf import METHODS, compare
 from sms_hf.training.processes.launch import single_process
+from sms_hf.training.processes.stopping import Stopped
 
 ROOT = Path(__file__).parents[2]
 TOY = """
@@ -178,6 +180,21 @@ def test_a_part_a_failure_and_changed_settings(toy, tmp_path):
     assert not list(out.rglob("error.txt"))
 
 
+def test_a_wish_to_stop_ends_the_study_and_is_no_failure_of_the_cell(toy, tmp_path, monkeypatch):
+    part = [toy(), "--seeds", "0", "--num_candidates", "2", "--methods", "IMP", "SMS (uniform)"]
+    tried = []
+
+    def preempted(*_, **__):
+        tried.append(1)
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("sms_hf.compare.cells.make_result", preempted)
+    with pytest.raises(Stopped):
+        compare.main(part)
+    assert len(tried) == 1
+    assert not list((tmp_path / "out").rglob("error.txt"))
+
+
 def test_a_cell_that_was_killed_goes_on(toy, tmp_path, monkeypatch, capsys):
     file, out = toy(), tmp_path / "out"
     part = [file, "--seeds", "0", "--num_candidates", "2", "--methods", "SMS (uniform)"]
@@ -269,14 +286,23 @@ def test_arguments_that_make_no_sense_are_refused_before_anything_runs(toy, tmp_
 
 
 @pytest.mark.parametrize(
-    "name", ["compare_digits.yaml", "compare_multi30k.yaml", "compare_knobs.yaml", "compare_budget.yaml"]
+    "name",
+    [
+        "compare_digits",
+        "compare_multi30k",
+        "compare_knobs",
+        "compare_budget",
+        "compare_multi30k_budget",
+        "compare_sst2",
+    ],
 )
 def test_every_yaml_holds_a_comparison(name, tmp_path):
-    study = compare.read_study([str(ROOT / "recipes" / name), "--output_dir", str(tmp_path / "out")])
+    study = compare.read_study([str(ROOT / "recipes" / f"{name}.yaml"), "--output_dir", str(tmp_path / "out")])
     with single_process():
         todo = compare.plan(study)
     assert todo["refused"] is None
     assert len(todo["pending"]) == len(study.cells(study.asked))
     methods = {values["pruning_method"] for values in study.methods.values()}
-    some = {"knobs": {"sms"}, "budget": {"imp", "imp-mx", "sms", "gmp", "gmp-mx", "gmp-soup"}}
-    assert methods == next((rows for part, rows in some.items() if part in name), set(METHODS))
+    budget = {"imp", "imp-mx", "sms", "gmp", "gmp-mx", "gmp-soup"}
+    some = {"knobs": {"sms"}, "budget": budget, "sst2": budget}
+    assert methods == next((rows for part, rows in some.items() if name.endswith(part)), set(METHODS))

@@ -9,6 +9,7 @@ FEW_EPOCHS = 3
 
 BEHIND = {
     "sms": (
+        (1, 0.75, 0.85, "1.9 points of accuracy on SST-2"),
         (1, 0.85, 0.925, "1 to 4 points of accuracy on digits, 1.1 BLEU on Multi30k"),
         (1, 0.925, 0.965, "5 to 19 points of accuracy on digits"),
         (1, 0.965, 1.0, "21 to 30 points of accuracy on digits"),
