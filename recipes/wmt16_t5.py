@@ -52,6 +52,13 @@ class RecipeArguments(FileArguments):
         default=None,
         metadata={"help": "Dropout while retraining, in [0, 1). Default: what the model was trained with."},
     )
+    encoder_layers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Layers of the encoder to keep before pruning, those that the loss needs most. Default: all."
+        },
+    )
+    decoder_layers: int | None = field(default=None, metadata={"help": "Layers of the decoder to keep. Default: all."})
     dataset_name: str = field(default="wmt/wmt16", metadata={"help": "Corpus on the Hub, with a `translation` column."})
     dataset_config_name: str | None = field(default="de-en", metadata={"help": "Configuration of that corpus."})
     train_file: str | None = field(
@@ -235,7 +242,10 @@ def load_task(recipe: RecipeArguments, args: SparseSoupTrainingArguments) -> Tas
     tokenizer = tasks.from_hub(name, lambda: AutoTokenizer.from_pretrained(name), INSTEAD)
     set_languages(model, tokenizer, recipe)
     limit_generation(model)
-    task = make_task(model, tokenizer, tokenize(corpus, tokenizer, source_prefix(model, recipe), recipe))
+    data = tokenize(corpus, tokenizer, source_prefix(model, recipe), recipe)
+    keep = {"encoder": recipe.encoder_layers, "decoder": recipe.decoder_layers}
+    model = tasks.keep_layers(model, keep, data["train"], DataCollatorForSeq2Seq(tokenizer, model=model))
+    task = make_task(model, tokenizer, data)
     task.card = {"tasks": "translation", "language": [recipe.source_lang, recipe.target_lang]}
     return task
 

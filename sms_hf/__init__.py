@@ -2,7 +2,7 @@
 
 from .compact import load, pack, unpack
 from .hub import push_to_hub
-from .inference import export, plan_shrinking, shrink, trim_vocabulary
+from .inference import drop_layers, export, shrink, trim_vocabulary
 from .metrics import bleu_metrics
 from .report import format_report
 from .soup import greedy_soup, uniform_soup
@@ -29,13 +29,13 @@ __all__ = [
     "SparseSoupTrainer",
     "SparseSoupTrainingArguments",
     "bleu_metrics",
+    "drop_layers",
     "export",
     "find_prunable",
     "format_report",
     "greedy_soup",
     "load",
     "pack",
-    "plan_shrinking",
     "prune",
     "push_to_hub",
     "shrink",

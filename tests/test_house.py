@@ -20,7 +20,7 @@ BELOW = {
     "inference": {"choices", "files", "sparsity", "compact"},
     "training": {"choices", "files", "sparsity", "soup", "compact", "report", "hub"},
     "demo": set(),
-    "tasks": {"choices", "files", "report", "training"},
+    "tasks": {"choices", "files", "report", "inference", "training"},
     "compare": {"choices", "files", "report", "training", "tasks"},
     "cli": {"choices", "files", "sparsity", "compact", "hub", "inference", "training"},
 }

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 import transformers
 
 from sms_hf import prune
 from sms_hf.demo import demo_corpus, demo_tokenizer, demo_translator
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-SCRIPT, TRAINERS, HUB, COMPACT, TRIM, PARTS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+SCRIPT, TRAINERS, HUB, COMPACT, DEPTH, TRIM, PARTS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
 @pytest.fixture
@@ -54,6 +55,14 @@ def test_the_lines_about_the_hub_run_as_they_stand(monkeypatch, tmp_path, corpus
     exec(compile(COMPACT, "README.md", "exec"), {"model": model})
     small = transformers.T5ForConditionalGeneration.from_pretrained("small")
     assert small.config.d_ff == model.config.d_ff // 2
+
+
+def test_the_lines_about_depth_run_as_they_stand(corpus):
+    tokens = torch.tensor([[5, 6, 7, 1]])
+    dense = demo_translator(demo_tokenizer(corpus, vocab_size=200))
+    names = {"model": dense, "batches": [{"input_ids": tokens, "labels": tokens}]}
+    exec(compile(DEPTH, "README.md", "exec"), names)
+    assert (names["model"].config.num_decoder_layers, dense.config.num_decoder_layers) == (1, 2)
 
 
 def test_the_lines_about_vocabularies_run_as_they_stand(corpus):

@@ -1,7 +1,7 @@
 """A model out of parts of another one's tensors: of the same class, by a configuration with smaller numbers."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 
 import torch
@@ -12,7 +12,12 @@ Cut = tuple[int, Tensor]
 """Dimension of a tensor, int64 positions along it that stay."""
 
 
-def rebuild(model: PreTrainedModel, config: PreTrainedConfig, kept: Mapping[str, Cut]) -> PreTrainedModel:
+def rebuild(
+    model: PreTrainedModel,
+    config: PreTrainedConfig,
+    kept: Mapping[str, Cut],
+    source: Callable[[str], str] = lambda name: name,
+) -> PreTrainedModel:
     """
     A new model of the same class that shares no memory with `model`, with its dtype, device, training mode, ties and
     generation settings.
@@ -20,15 +25,19 @@ def rebuild(model: PreTrainedModel, config: PreTrainedConfig, kept: Mapping[str,
     Args:
         config (`PreTrainedConfig`): Of the new model.
         kept (`Mapping`): Tensor that becomes smaller -> what stays of it.
+        source (`Callable`, *optional*): Name of a tensor in the new model -> its name in `model`.
     """
     small = skeleton(model, copy.deepcopy(config))
     memo: dict[int, nn.Parameter] = {}  # Ties stay ties.
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) not in memo:
-            memo[id(parameter)] = nn.Parameter(_cut(parameter, kept.get(name)), parameter.requires_grad)
-        _set(small, name, memo[id(parameter)])
-    for name, buffer in model.named_buffers(remove_duplicate=False):
-        _set(small, name, _cut(buffer, kept.get(name)))
+    there = dict(tensors(model))
+    for name, _ in list(tensors(small)):
+        tensor, cut = there[source(name)], kept.get(source(name))
+        if not isinstance(tensor, nn.Parameter):
+            _set(small, name, _cut(tensor, cut))
+            continue
+        if id(tensor) not in memo:
+            memo[id(tensor)] = nn.Parameter(_cut(tensor, cut), tensor.requires_grad)
+        _set(small, name, memo[id(tensor)])
     if model.can_generate():
         small.generation_config = copy.deepcopy(model.generation_config)
     return small.train(model.training)

@@ -3,7 +3,7 @@
 from .data import from_hub, limit, read_files, read_hub, select_columns
 from .dense import demo_model
 from .job import as_perplexity, make_trainer, prepare, run
-from .models import model_for_classes
+from .models import keep_layers, model_for_classes
 from .settings import CommonArguments, FileArguments, FolderArguments, RecipeError, parse
 from .task import Task
 
@@ -16,6 +16,7 @@ __all__ = [
     "as_perplexity",
     "demo_model",
     "from_hub",
+    "keep_layers",
     "limit",
     "make_trainer",
     "model_for_classes",

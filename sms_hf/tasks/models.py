@@ -1,12 +1,17 @@
 """Models of a recipe."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import AutoConfig, PreTrainedModel
 
+from ..inference import choose_layers, drop_layers
 from .data import from_hub
+
+CALIBRATION = (8, 32)
+"""Batches, and rows of each, by which layers are chosen."""
 
 
 def model_for_classes(
@@ -41,6 +46,32 @@ def model_for_classes(
     if new:
         print(f"{name} has no head for the classes {names} (its own: {theirs}): new are {', '.join(new)}.", flush=True)
     return model, order or names
+
+
+def keep_layers(
+    model: PreTrainedModel, keep: Mapping[str, int | None], data: Dataset, collate: Callable[[list[Any]], Any]
+) -> PreTrainedModel:
+    """
+    The model with so many layers of each stack, those that the loss of the first training rows needs most.
+
+    Args:
+        keep (`Mapping`): Stack -> number of layers, `None` for all; as in [`drop_layers`].
+        data, collate: Training rows, and what makes a batch of them.
+    """
+    asked = {stack: number for stack, number in keep.items() if number is not None}
+    if not asked:
+        return model
+    batches, size = CALIBRATION
+    rows = [data[i] for i in range(min(batches * size, len(data)))]
+
+    def calibration(model: torch.nn.Module):
+        for start in range(0, len(rows), size):
+            yield model(**collate(rows[start : start + size])).loss
+
+    layers = choose_layers(model, asked, calibration)
+    what = "; ".join(f"{stack}: {', '.join(map(str, kept))}" for stack, kept in layers.items())
+    print(f"layers that stay, by the loss of {len(rows)} training rows: {what}", flush=True)
+    return drop_layers(model, layers, calibration)
 
 
 def common_order(theirs: list[str], names: list[str]) -> list[str] | None:

@@ -9,7 +9,8 @@ import torch
 import transformers as hf
 from torch import nn
 
-from sms_hf import plan_shrinking, shrink
+from sms_hf import shrink
+from sms_hf.inference import plan_shrinking
 from sms_hf.sparsity import find_groups, prune
 
 TEXT = {"vocab_size": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from sms_hf import tasks
-from sms_hf.demo import demo_corpus
+from sms_hf.demo import demo_corpus, demo_tokenizer, demo_translator
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "wmt16_t5.py"
@@ -351,3 +351,24 @@ def test_a_bug_keeps_its_traceback(tmp_path):
         tasks.run(
             ["--demo", "--output_dir", str(tmp_path)], str(RECIPE), recipe.RecipeArguments, lambda *_: json.loads("{")
         )
+
+
+def test_fewer_layers(tmp_path, capsys):
+    tokenizer = demo_tokenizer(demo_corpus(num_train=300), vocab_size=400)
+    model = demo_translator(tokenizer)
+    depth = model.config.num_layers
+    model.save_pretrained(tmp_path / "dense")
+    tokenizer.save_pretrained(tmp_path / "dense")
+    for split in ("train", "val"):
+        for language in ("en", "de"):
+            lines = "".join(f"{pair[language]}\n" for pair in PAIRS)
+            (tmp_path / f"{split}.{language}").write_text(lines)
+    own, args = parse(
+        ["--model_name_or_path", str(tmp_path / "dense"), "--parallel_dir", str(tmp_path), "--decoder_layers", "1"]
+        + ["--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+    )
+    task = recipe.load_task(own, args)
+    assert (task.model.config.num_layers, task.model.config.num_decoder_layers) == (depth, 1)
+    assert re.search(
+        r"layers that stay, by the loss of 6 training rows: encoder: 0, .*; decoder: \d\n", capsys.readouterr().out
+    )
