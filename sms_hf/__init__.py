@@ -2,7 +2,7 @@
 
 from .compact import load, pack, unpack
 from .hub import push_to_hub
-from .inference import drop_layers, export, shrink, trim_vocabulary
+from .inference import drop_layers, export, shrink, speed_up, trim_vocabulary
 from .metrics import bleu_metrics
 from .report import format_report
 from .soup import greedy_soup, uniform_soup
@@ -39,6 +39,7 @@ __all__ = [
     "prune",
     "push_to_hub",
     "shrink",
+    "speed_up",
     "trim_vocabulary",
     "uniform_soup",
     "unpack",

@@ -1,0 +1,91 @@
+/* y = x W^T + b for a sparse W: rows of x lie across the lanes of a vector, so that every kept weight is one multiply-add of a whole vector, whatever
+ * its column is. Compiled for the machine that it runs on (`-march=native`), called through ctypes. */
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define WIDE 16
+#elif defined(__AVX__)
+#define WIDE 8
+#else
+#define WIDE 4
+#endif
+#define OUTPUTS 16
+
+typedef float vector __attribute__((vector_size(4 * WIDE), aligned(4)));
+
+/* A tile of `lanes` rows, transposed: tile[column][row]; rows beyond the last are zero. */
+static void load_tile(const float *x, float *tile, long rows, long columns, long lanes) {
+    for (long c = 0; c < columns; c += 16) {
+        const long end = c + 16 < columns ? c + 16 : columns;
+        for (long r = 0; r < rows; r++)
+            for (long i = c; i < end; i++) tile[i * lanes + r] = x[r * columns + i];
+        for (long r = rows; r < lanes; r++)
+            for (long i = c; i < end; i++) tile[i * lanes + r] = 0.0f;
+    }
+}
+
+/* Two weights at a time, and one or two vectors of rows each: several sums that do not wait for each other. */
+static inline __attribute__((always_inline)) void multiply_tile(const int vectors, const float *tile, float *y, const float *bias,
+                                                                const int32_t *start, const uint16_t *column, const float *value,
+                                                                long rows, long outputs, long from, long to) {
+    const long lanes = vectors * WIDE;
+    float block[OUTPUTS][2 * WIDE];
+    for (long o = from; o < to; o += OUTPUTS) {
+        const long count = o + OUTPUTS < to ? OUTPUTS : to - o;
+        for (long j = 0; j < count; j++) {
+            vector even[2] = {{0}, {0}}, odd[2] = {{0}, {0}};
+            long k = start[o + j];
+            const long end = start[o + j + 1];
+            for (; k + 1 < end; k += 2) {
+                const vector *p = (const vector *)(tile + column[k] * lanes), *q = (const vector *)(tile + column[k + 1] * lanes);
+                for (int v = 0; v < vectors; v++) {
+                    even[v] += value[k] * p[v];
+                    odd[v] += value[k + 1] * q[v];
+                }
+            }
+            if (k < end) {
+                const vector *p = (const vector *)(tile + column[k] * lanes);
+                for (int v = 0; v < vectors; v++) even[v] += value[k] * p[v];
+            }
+            for (int v = 0; v < vectors; v++) {
+                even[v] += odd[v];
+                memcpy(block[j] + v * WIDE, &even[v], sizeof(vector));
+            }
+        }
+        for (long r = 0; r < rows; r++)
+            for (long j = 0; j < count; j++) y[r * outputs + o + j] = block[j][r] + (bias ? bias[o + j] : 0.0f);
+    }
+}
+
+static void multiply_row(const float *x, float *y, const float *bias, const int32_t *start, const uint16_t *column, const float *value, long from,
+                         long to) {
+    for (long o = from; o < to; o++) {
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (long k = start[o]; k < start[o + 1]; k++) sum += value[k] * x[column[k]];
+        y[o] = sum + (bias ? bias[o] : 0.0f);
+    }
+}
+
+/* `tile`: TILE_ROWS * columns floats of the caller's. */
+void sparse_linear(const float *x, float *y, const float *bias, const int32_t *start, const uint16_t *column, const float *value, float *tile,
+                   long rows, long columns, long outputs, int threads) {
+    for (long r = 0, size; r < rows; r += size) {
+        size = rows - r < 2 * WIDE ? rows - r : 2 * WIDE;
+        const long lanes = size > WIDE ? 2 * WIDE : WIDE;
+        if (size > 1) load_tile(x + r * columns, tile, size, columns, lanes);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+        for (long o = 0; o < outputs; o += 64) {
+            const long to = o + 64 < outputs ? o + 64 : outputs;
+            if (size == 1)
+                multiply_row(x + r * columns, y + r * outputs, bias, start, column, value, o, to);
+            else if (lanes == WIDE)
+                multiply_tile(1, tile, y + r * outputs, bias, start, column, value, size, outputs, o, to);
+            else
+                multiply_tile(2, tile, y + r * outputs, bias, start, column, value, size, outputs, o, to);
+        }
+    }
+}
+
+long tile_rows(void) { return 2 * WIDE; }

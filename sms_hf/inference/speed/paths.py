@@ -1,0 +1,214 @@
+"""Ways to compute `x W^T + b`, and which of them is fastest for how many rows."""
+
+import hashlib
+import json
+import os
+import statistics
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .kernel import MOST_COLUMNS, SparseMatrix, cache_folder, load_kernel, processor
+
+Multiply = Callable[[Tensor, Tensor | None], Tensor]
+"""(contiguous float32 or bfloat16 `(rows, columns)`, bias) -> `(rows, outputs)`."""
+
+GAIN = 1.05
+"""What is not faster than dense by this factor is not used."""
+DENSE = "dense"
+SPARSE_ENOUGH = 0.3
+"""Sparsity below which no sparse way is tried."""
+_lock = threading.Lock()
+
+
+# ---- Ways --------------------------------------------------------------------------------------------------------------
+
+
+def _onednn(weight: Tensor) -> Multiply | None:
+    """Dense, with the weights in the order that oneDNN likes: what `torch.compile` does with them."""
+    if weight.dtype != torch.float32:
+        return None  # In bfloat16 torch goes to oneDNN by itself.
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        multiply = torch.ops.mkldnn._linear_pointwise
+        multiply(weight.new_zeros(1, weight.shape[1]), packed, None, "none", [], "")
+    except (AttributeError, RuntimeError):  # Private operations: another torch, or one without oneDNN.
+        return None
+    return lambda x, bias: multiply(x, packed, bias, "none", [], "")
+
+
+def _kernel(weight: Tensor) -> Multiply | None:
+    """Sparse, by our kernel."""
+    if not _is_sparse(weight) or weight.shape[1] > MOST_COLUMNS or load_kernel() is None:
+        return None
+    matrix, dtype = SparseMatrix(weight.float()), weight.dtype
+
+    def multiply(x: Tensor, bias: Tensor | None) -> Tensor:
+        return matrix.multiply(x.float(), None if bias is None else bias.float()).to(dtype)
+
+    return matrix.multiply if dtype == torch.float32 else multiply
+
+
+def _csr(weight: Tensor) -> Multiply | None:
+    """Sparse, by torch: where there is no compiler for the kernel."""
+    if not _is_sparse(weight) or weight.dtype != torch.float32 or load_kernel() is not None:
+        return None
+    with (
+        warnings.catch_warnings()
+    ):  # That CSR is in beta is not the user's affair: dense stays where it fails to be faster.
+        warnings.simplefilter("ignore", UserWarning)
+        matrix = weight.to_sparse_csr()
+
+    def multiply(x: Tensor, bias: Tensor | None) -> Tensor:
+        # Of the two orientations the other one is slower than dense.
+        y = (matrix @ x.t()).t().contiguous()
+        return y if bias is None else y.add_(bias)
+
+    return multiply
+
+
+PATHS: dict[str, Callable[[Tensor], Multiply | None]] = {"oneDNN": _onednn, "kernel": _kernel, "CSR": _csr}
+"""Name -> weight of `(outputs, columns)` -> how to multiply with it; `None` where it does not go."""
+
+
+def _is_sparse(weight: Tensor) -> bool:
+    return sparsity_of(weight) >= SPARSE_ENOUGH
+
+
+def sparsity_of(weight: Tensor) -> float:
+    return 1 - float(weight.count_nonzero()) / weight.numel()
+
+
+# ---- Choice ------------------------------------------------------------------------------------------------------------
+
+
+class Fast:
+    """
+    What is known of one weight: the ways it can be multiplied with, and which is fastest for how many rows.
+
+    Everything is made when it is first needed, and made anew when the weight has changed. A copy of a layer starts anew.
+    """
+
+    def __init__(self):
+        self.seen: tuple[int, int] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self.paths: dict[str, Multiply] = {}
+        self.choices: dict[int, str] = {}
+        self.ratios: dict[int, float] = {}
+        self.sparsity = 0.0
+
+    def __deepcopy__(self, memo: object) -> "Fast":
+        return Fast()
+
+    def __reduce__(self):
+        raise TypeError(
+            "Expected a model to pickle that was not sped up: what a layer computes with belongs to this machine. Call "
+            "slow_down(model) first, or save_pretrained, which writes ordinary weights."
+        )
+
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`x W^T + b`, for any shape of `x`."""
+        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+            raise RuntimeError(
+                "speed_up is for inference: its layers compute no gradients. Use torch.inference_mode() or torch.no_grad(), "
+                "or slow_down(model) before training."
+            )
+        if x.device.type != "cpu" or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu") or not x.numel():
+            return nn.functional.linear(x, weight, bias)
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        path = self._path(rows, weight, bias)
+        if path is None:
+            return nn.functional.linear(x, weight, bias)
+        return path(rows, bias).view(*x.shape[:-1], -1)
+
+    def _path(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Multiply | None:
+        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        size = 1 << (len(rows) - 1).bit_length()
+        if state != self.seen or size not in self.choices:
+            with _lock, torch.no_grad():
+                if state != self.seen:
+                    self._forget()
+                    self.sparsity, self.seen = sparsity_of(weight), state
+                if size not in self.choices:
+                    self._choose(size, rows, weight.detach().contiguous(), bias)
+        name = self.choices[size]
+        return None if name == DENSE else self.paths[name]
+
+    def _choose(self, size: int, rows: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        known = Measurements.load()
+        key = f"{tuple(weight.shape)} {weight.dtype} {size} {self.sparsity:.2f}"
+        name, ratio = known.get(key, (None, 1.0))
+        if name is None:
+            paths = {label: path for label in PATHS if (path := self._make(label, weight)) is not None}
+            name, ratio = measure(paths, rows, weight, bias)
+            known.add(key, name, ratio)
+        elif name != DENSE and self._make(name, weight) is None:
+            name, ratio = DENSE, 1.0
+        self.choices[size], self.ratios[size] = name, ratio
+        self.paths = {label: path for label, path in self.paths.items() if label in self.choices.values()}
+
+    def _make(self, name: str, weight: Tensor) -> Multiply | None:
+        if name not in self.paths:
+            path = PATHS[name](weight)
+            if path is None:
+                return None
+            self.paths[name] = path
+        return self.paths[name]
+
+
+def measure(paths: dict[str, Multiply], rows: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[str, float]:
+    """The fastest of some ways and how many times as fast as dense it is, in turn; dense where none is faster by [`GAIN`]."""
+    peers: dict[str, Callable[[], Tensor]] = {DENSE: lambda: nn.functional.linear(rows, weight, bias)}
+    peers |= {name: (lambda path=path: path(rows, bias)) for name, path in paths.items()}
+    times: dict[str, list[float]] = {name: [] for name in peers}
+    for turn in range(8):
+        for name, call in peers.items():
+            start = time.perf_counter()
+            call()
+            if turn:  # The first is a warm-up.
+                times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    best = min(medians, key=medians.__getitem__)
+    ratio = medians[DENSE] / medians[best]
+    return (best, ratio) if ratio >= GAIN else (DENSE, 1.0)
+
+
+class Measurements:
+    """What was measured on this machine, with this torch and as many threads: shape, dtype, rows and sparsity -> way, ratio."""
+
+    _loaded: dict[Path, "Measurements"] = {}  # noqa: RUF012
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.known: dict[str, tuple[str, float]] = {}
+        with suppress(OSError, ValueError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            self.known = {k: (str(name), float(ratio)) for k, (name, ratio) in found.items() if name in (DENSE, *PATHS)}
+
+    @classmethod
+    def load(cls) -> "Measurements":
+        what = f"{processor()} {torch.__version__} {torch.get_num_threads()} {load_kernel() is not None}"
+        path = cache_folder() / f"speed-{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
+        if path not in cls._loaded:
+            cls._loaded[path] = cls(path)
+        return cls._loaded[path]
+
+    def get(self, key: str, default: tuple[None, float]) -> tuple[str | None, float]:
+        return self.known.get(key, default)
+
+    def add(self, key: str, name: str, ratio: float) -> None:
+        self.known[key] = (name, round(ratio, 2))
+        with suppress(OSError):  # A home that cannot be written: measured again next time.
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False, encoding="utf-8") as file:
+                json.dump(self.known, file, indent=1)
+            os.replace(file.name, self.path)
