@@ -11,9 +11,10 @@ import transformers
 
 from sms_hf import prune
 from sms_hf.demo import demo_corpus, demo_tokenizer, demo_translator
+from sms_hf.inference.speed.layers import FastLinear
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-SCRIPT, TRAINERS, HUB, COMPACT, DEPTH, TRIM, PARTS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+SCRIPT, TRAINERS, HUB, COMPACT, SPEED, DEPTH, TRIM, PARTS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
 @pytest.fixture
@@ -55,6 +56,17 @@ def test_the_lines_about_the_hub_run_as_they_stand(monkeypatch, tmp_path, corpus
     exec(compile(COMPACT, "README.md", "exec"), {"model": model})
     small = transformers.T5ForConditionalGeneration.from_pretrained("small")
     assert small.config.d_ff == model.config.d_ff // 2
+
+
+def test_the_lines_about_speed_run_as_they_stand(monkeypatch, tmp_path, corpus):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = demo_translator(demo_tokenizer(corpus, vocab_size=200))
+    prune(model, 0.9, scope="uniform")
+    tokens = torch.tensor([[5, 6, 7, 1]])
+    expected = model.generate(tokens, max_new_tokens=5)
+    exec(compile(SPEED, "README.md", "exec"), {"model": model})
+    assert torch.equal(model.generate(tokens, max_new_tokens=5), expected)
+    assert isinstance(model.lm_head, FastLinear)
 
 
 def test_the_lines_about_depth_run_as_they_stand(corpus):

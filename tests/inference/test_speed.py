@@ -153,6 +153,21 @@ def test_gradients_and_pickles_are_refused(always):
         pickle.dumps(model)
 
 
+def test_a_recording_is_of_the_ordinary_layer(always):
+    always("oneDNN")
+    layer = speed_up(nn.Linear(8, 8))
+    rows = torch.ones(2, 8)
+    with torch.no_grad():
+        layer(rows)
+        recorded = torch.export.export(layer, (rows,))
+        assert [node.target for node in recorded.graph.nodes if node.op == "call_function"] == [
+            torch.ops.aten.linear.default
+        ]
+        torch.testing.assert_close(
+            recorded.module()(3 * rows), nn.functional.linear(3 * rows, layer.weight, layer.bias)
+        )
+
+
 def test_a_copy_and_threads(always):
     always("oneDNN")
     model = build("t5")

@@ -122,7 +122,9 @@ class Fast:
                 "speed_up is for inference: its layers compute no gradients. Use torch.inference_mode() or torch.no_grad(), "
                 "or slow_down(model) before training."
             )
-        if x.device.type != "cpu" or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu") or not x.numel():
+        recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()  # Neither can see into the kernel.
+        elsewhere = x.device.type != "cpu" or weight.device.type != "cpu"
+        if recorded or elsewhere or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu") or not x.numel():
             return nn.functional.linear(x, weight, bias)
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         path = self._path(rows, weight, bias)
