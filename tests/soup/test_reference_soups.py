@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import tiny_t5
 from safetensors.torch import load_file, save_file
+from transformers import ResNetConfig, ResNetForImageClassification, default_data_collator
 
 from sms_hf.soup import PARENT, Pool, average_checkpoints
 from sms_hf.soup.learned import learned_ingredients, learned_layer_ingredients
@@ -160,3 +161,21 @@ def test_weights_are_learned_on_the_models_own_loss(make_trainer):
         losses[method] = trainer.report["phases"][0]["soup"]["metrics"]["loss"]
     assert losses["learned-layers"] < losses["uniform"]
     assert Path(trainer.args.output_dir).is_dir()
+
+
+@pytest.mark.parametrize("method", ["learned", "learned-layers"])
+def test_weights_are_learned_for_models_with_batch_norms(make_trainer, method):
+    generator = torch.Generator().manual_seed(0)
+    rows = [{"pixel_values": torch.randn(3, 16, 16, generator=generator), "labels": i % 3} for i in range(12)]
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=3)
+    torch.manual_seed(0)
+    trainer = make_trainer(
+        {"soup_method": method, "num_phases": 1, "target_modules": ".*convolution|classifier.1"},
+        model=ResNetForImageClassification(config),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=default_data_collator,
+    )
+    trainer.train()
+    weights = trainer.report["phases"][0]["soup"]["ingredients"]
+    assert set(weights) == {"candidate-1", "candidate-2"}

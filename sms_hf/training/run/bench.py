@@ -234,8 +234,10 @@ class Bench:
         """Losses of all batches of the evaluation data, of a model with these parameters, to be differentiated by them."""
         judge = self.judge(self.copy())
         lossy = _Loss(judge).to(self.args.device).eval()
+        statistics = {name for name, _ in self.trainer.model.named_buffers()}  # Nothing can be differentiated by them.
         for batch in self.loader():
             now = {f"model.{name}": value.to(self.args.device) for name, value in parameters.items()}
+            now |= {key: now[key].detach() for name in statistics if (key := f"model.{name}") in now}
             with judge.compute_loss_context_manager():
                 yield torch.func.functional_call(lossy, now, (judge._prepare_inputs(dict(batch)),))
 
