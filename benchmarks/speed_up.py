@@ -18,7 +18,7 @@ from _common import describe_machine, paired_ratio, paired_times, print_table
 from torch import nn
 
 from sms_hf import prune, speed_up
-from sms_hf.inference import speed_table
+from sms_hf.speed import speed_table
 
 BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 2, "num_attention_heads": 12}
 T5 = {"d_model": 512, "d_ff": 2048, "num_layers": 6, "num_heads": 8, "vocab_size": 32128, "decoder_start_token_id": 0}

@@ -2,11 +2,12 @@
 
 from .compact import load, pack, unpack
 from .hub import push_to_hub
-from .inference import drop_layers, export, shrink, speed_up, trim_vocabulary
+from .inference import drop_layers, export, shrink, trim_vocabulary
 from .metrics import bleu_metrics
 from .report import format_report
 from .soup import greedy_soup, uniform_soup
 from .sparsity import CRITERIA, MaskError, Masks, find_prunable, prune
+from .speed import speed_up
 from .training import (
     METHODS,
     MaskedTrainerMixin,

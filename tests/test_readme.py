@@ -11,7 +11,7 @@ import transformers
 
 from sms_hf import prune
 from sms_hf.demo import demo_corpus, demo_tokenizer, demo_translator
-from sms_hf.inference.speed.layers import FastLinear
+from sms_hf.speed.layers import FastLinear
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 SCRIPT, TRAINERS, HUB, COMPACT, SPEED, DEPTH, TRIM, PARTS = re.findall(r"```python\n(.*?)```", README, flags=re.S)

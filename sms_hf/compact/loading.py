@@ -10,6 +10,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from ..choices import check_choice
 from ..files.folder import INDEX, WEIGHTS, CheckpointError, find_file, weight_files
+from ..speed import speed_up
 from .folders import COMPACT, COMPACT_INDEX, QUANT_METHOD, VARIANT, compact_files, has_compact, has_dense, read_config
 from .mask_codings import CompactError
 
@@ -21,6 +22,7 @@ def load(
     name_or_path: str | Path,
     prefer: str = "compact",
     model_class: Any = None,
+    fast: bool = False,
     trust_remote_code: bool = False,
     **kwargs: Any,
 ) -> PreTrainedModel:
@@ -34,6 +36,7 @@ def load(
         name_or_path (`str`): A folder, or the name of a repository of the Hub.
         prefer (`str`, *optional*, defaults to `"compact"`): `"compact"` or `"dense"`.
         model_class (`type`, *optional*): For example `T5EncoderModel`. Default: the class that `config.json` names.
+        fast (`bool`, *optional*, defaults to `False`): In evaluation mode and with [`speed_up`]: for inference on the CPU.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code of the repository may run.
         kwargs: Those of `from_pretrained`: `dtype`, `device_map`, `revision`, `token`, ...
 
@@ -44,6 +47,7 @@ def load(
         CompactError: If the compact file is damaged or does not fit the model.
         CheckpointError: If the file does not hold every weight of the model.
         OSError: If there is no such folder or repository, as `from_pretrained` says it.
+        ValueError: For a `fast` model that is not on the CPU.
     """
     check_choice("prefer", prefer, _FILES)
     hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs}
@@ -72,7 +76,7 @@ def load(
             f"{name_or_path} must hold the weights of {expected.__name__}, and nothing else; {found}. Pass the class of the "
             "model as model_class, or use from_pretrained for a model that is to get new layers."
         )
-    return model
+    return speed_up(model.eval()) if fast else model
 
 
 def _check_folder(folder: Path) -> None:

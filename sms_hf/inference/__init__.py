@@ -1,9 +1,8 @@
-"""Smaller and faster models out of sparse ones."""
+"""Smaller models out of sparse ones."""
 
 from .depth import choose_layers, drop_layers
 from .exporting import Export, export
 from .shrinking import Change, Shrinking, plan_shrinking, shrink
-from .speed import slow_down, speed_table, speed_up
 from .vocabulary import trim_vocabulary
 
 __all__ = [
@@ -15,8 +14,5 @@ __all__ = [
     "export",
     "plan_shrinking",
     "shrink",
-    "slow_down",
-    "speed_table",
-    "speed_up",
     "trim_vocabulary",
 ]

@@ -38,6 +38,8 @@ from sms_hf.compact import CompactError
 from sms_hf.compact.compact_file import MASK
 from sms_hf.compact.quantizer import Unpack
 from sms_hf.files.folder import CheckpointError
+from sms_hf.speed import layers
+from sms_hf.speed.layers import FastLinear
 
 DECODER = {
     "vocab_size": 64,
@@ -149,6 +151,21 @@ def test_load_takes_the_form_that_is_there(tmp_path):
             assert loaded.generation_config.decoder_start_token_id == 0
             loaded.save_pretrained(tmp_path / "again")
             assert "quantization_config" not in (tmp_path / "again" / "config.json").read_text()
+
+
+def test_straight_to_fast(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(layers, "SMALLEST", 0)
+    model = tiny_t5().eval()
+    both = packed(model, tmp_path / "both")
+    tokens = {"inputs": torch.tensor([[3, 4, 5]]), "max_new_tokens": 4, "do_sample": False}
+    for prefer in ("compact", "dense"):
+        loaded = load(both, prefer, fast=True)
+        assert isinstance(loaded.encoder.block[0].layer[1].DenseReluDense.wi, FastLinear)
+        assert not loaded.training
+        assert torch.equal(loaded.generate(**tokens), model.generate(**tokens))
+        loaded.save_pretrained(tmp_path / prefer)
+        assert_equal(T5ForConditionalGeneration.from_pretrained(tmp_path / prefer), model)
 
 
 def test_a_part_of_a_model(tmp_path):

@@ -13,8 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from sms_hf import prune, speed_up
-from sms_hf.inference import slow_down, speed_table
-from sms_hf.inference.speed import kernel, layers, paths
+from sms_hf.speed import kernel, layers, paths, slow_down, speed_table
 
 MODELS = {
     "t5": lambda: hf.T5ForConditionalGeneration(hf.T5Config(**T5)),
