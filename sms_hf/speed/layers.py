@@ -11,7 +11,7 @@ from .kernel import load_kernel
 from .paths import Fast
 
 M = TypeVar("M", bound=nn.Module)
-SMALLEST = 1 << 14
+SMALLEST = 1 << 15
 """Weights of a layer below which choosing costs more than there is to gain."""
 
 
@@ -49,7 +49,8 @@ def speed_up(model: M) -> M:
     ones.
 
     The model stays what it is: `generate`, `save_pretrained`, `deepcopy` and threads work as before, and changed weights are
-    noticed (in place or by assignment; not through `weight.data`). Gradients are refused while this lasts: [`slow_down`].
+    noticed (in place or by assignment; not through `weight.data`); after another pruning, call it again. Gradients are refused
+    while this lasts: [`slow_down`].
 
     Args:
         model (`nn.Module`): On the CPU, in float32 or bfloat16; layers in other dtypes stay as they are.
@@ -68,9 +69,9 @@ def speed_up(model: M) -> M:
     if elsewhere:
         raise ValueError(f"speed_up is for the CPU, got a model on {', '.join(elsewhere)}. Call model.cpu() first.")
     for module in model.modules():
-        if type(module) in FAST and _is_worth_it(module):
+        if type(module) in FAST.values() or (type(module) in FAST and _is_worth_it(module)):
             setattr(module, "fast", Fast())  # noqa: B010
-            module.__class__ = FAST[type(module)]
+            module.__class__ = FAST.get(type(module), type(module))
     return model
 
 
