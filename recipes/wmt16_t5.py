@@ -244,7 +244,8 @@ def load_task(recipe: RecipeArguments, args: SparseSoupTrainingArguments) -> Tas
     limit_generation(model)
     data = tokenize(corpus, tokenizer, source_prefix(model, recipe), recipe)
     keep = {"encoder": recipe.encoder_layers, "decoder": recipe.decoder_layers}
-    model = tasks.keep_layers(model, keep, data["train"], DataCollatorForSeq2Seq(tokenizer, model=model))
+    collate = DataCollatorForSeq2Seq(tokenizer, model=model)
+    model = tasks.keep_layers(model, keep, data["train"], collate, quiet=not args.processes.is_main)
     task = make_task(model, tokenizer, data)
     task.card = {"tasks": "translation", "language": [recipe.source_lang, recipe.target_lang]}
     return task

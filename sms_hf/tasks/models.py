@@ -49,7 +49,11 @@ def model_for_classes(
 
 
 def keep_layers(
-    model: PreTrainedModel, keep: Mapping[str, int | None], data: Dataset, collate: Callable[[list[Any]], Any]
+    model: PreTrainedModel,
+    keep: Mapping[str, int | None],
+    data: Dataset,
+    collate: Callable[[list[Any]], Any],
+    quiet: bool = False,
 ) -> PreTrainedModel:
     """
     The model with so many layers of each stack, those that the loss of the first training rows needs most.
@@ -57,6 +61,7 @@ def keep_layers(
     Args:
         keep (`Mapping`): Stack -> number of layers, `None` for all; as in [`drop_layers`].
         data, collate: Training rows, and what makes a batch of them.
+        quiet (`bool`, *optional*, defaults to `False`): Do not say which, as all but one of several processes should.
     """
     asked = {stack: number for stack, number in keep.items() if number is not None}
     if not asked:
@@ -70,7 +75,8 @@ def keep_layers(
 
     layers = choose_layers(model, asked, calibration)
     what = "; ".join(f"{stack}: {', '.join(map(str, kept))}" for stack, kept in layers.items())
-    print(f"layers that stay, by the loss of {len(rows)} training rows: {what}", flush=True)
+    if not quiet:
+        print(f"layers that stay, by the loss of {len(rows)} training rows: {what}", flush=True)
     return drop_layers(model, layers, calibration)
 
 
