@@ -66,7 +66,8 @@ def main() -> None:
                 calls[name, how] = write
         times = {key: [] for key in calls}
         for text in sources[: options.timed]:
-            for key, seconds in paired_times({key: (lambda c=c: c(text)) for key, c in calls.items()}, 3).items():
+            peers = {key: (lambda call=call, text=text: call(text)) for key, call in calls.items()}
+            for key, seconds in paired_times(peers, 3).items():
                 times[key] += seconds
     ways = list(dict.fromkeys(way for _, way in calls))
     median = {key: f"{1e3 * statistics.median(values):.1f}" for key, values in times.items()}
