@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..choices import check_choice
-from ..sparsity.calibration import Calibration
+from ..sparsity.calibration import Calibration, check_batches
 from ..sparsity.evaluating import evaluating
-from .rebuilding import rebuild, skeleton, tensors
+from .rebuilding import check_plain, misfit, rebuild
 
 FIELDS = {
     "encoder": ("encoder_layers", "num_layers"),  # Marian, BART, M2M100, Whisper; T5
@@ -81,15 +81,17 @@ def drop_layers(
     stacks = find_stacks(model)
     config = _shallower(model.config, stacks, layers)
     source = _renaming(stacks, layers)
-    _check_stock(model, config, source)
+    gone = [(name, i) for name in stacks for i in _others(stacks, layers, name)]
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise ValueError(
+            "A GPT-2 with scale_attn_by_inverse_layer_idx divides by the position of each layer, so it cannot lose layers."
+        )
+    wrong = misfit(model, config, {}, source, tuple(f"{stacks[name].path}.{i}." for name, i in gone))
+    if wrong:
+        raise ValueError(f"{type(model).__name__} cannot lose these layers: {wrong}.")
     small = rebuild(model, config, {}, source)
     if calibration is not None:
-        _check_loss(
-            model,
-            small,
-            [stacks[name].layers[i] for name in stacks for i in _others(stacks, layers, name)],
-            calibration,
-        )
+        _check_loss(model, small, [stacks[name].layers[i] for name, i in gone], calibration)
     return small
 
 
@@ -144,11 +146,7 @@ def find_stacks(model: PreTrainedModel) -> dict[str, Stack]:
     Raises:
         ValueError: If there are none whose number the configuration holds, or this is no plain `PreTrainedModel`.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise ValueError(
-            f"drop_layers needs a PreTrainedModel of transformers, got {type(model).__name__}. Pass the model inside of it; "
-            "from a PeftModel, `merge_and_unload()` makes one."
-        )
+    check_plain(model, "drop_layers")
     if getattr(model, "is_quantized", False):
         raise ValueError(
             "drop_layers needs a model that is not quantized. Load it without, and quantize what it returns."
@@ -231,16 +229,9 @@ def _by_influence(
 
         return look
 
-    hooks = [
-        layer.register_forward_hook(watch(name, i), with_kwargs=True)
-        for name, stack in stacks.items()
-        for i, layer in enumerate(stack.layers)
-    ]
-    try:
+    hooks = [(layer, watch(name, i)) for name, stack in stacks.items() for i, layer in enumerate(stack.layers)]
+    with _hooked(hooks):
         _loss(model, gone, calibration)
-    finally:
-        for hook in hooks:
-            hook.remove()
     ranked = {name: sorted(range(len(values)), key=lambda i: -values[i]) for name, values in influence.items()}
     return {name: sorted(order[: numbers[name]]) for name, order in ranked.items()}
 
@@ -252,25 +243,29 @@ def _loss(model: PreTrainedModel, dropped: Iterable[nn.Module], calibration: Cal
     """Mean loss of the calibration batches without some layers."""
     with _without(dropped):
         losses = [float(loss) for loss in calibration(model)]
-    if not losses:
-        raise ValueError("Expected at least one calibration batch, got none. Pass a loader that can be iterated again.")
+    check_batches(len(losses))
     return sum(losses) / len(losses)
 
 
-@contextmanager
-def _without(layers: Iterable[nn.Module]) -> Iterator[None]:
+def _without(layers: Iterable[nn.Module]) -> AbstractContextManager[None]:
     """What enters these layers leaves them. They run nevertheless: the first of a T5 makes the position bias of all."""
 
     def bypass(_, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         states = _first(args, kwargs)
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
-    hooks = [layer.register_forward_hook(bypass, with_kwargs=True) for layer in layers]
+    return _hooked((layer, bypass) for layer in layers)
+
+
+@contextmanager
+def _hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Forward hooks of layers, while this lasts: functions of the layer, its arguments and its output."""
+    handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer, hook in hooks]
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _first(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
@@ -316,28 +311,13 @@ def _has(layer: nn.Module, name: str) -> bool:
     return any(name == own for own, _ in layer.named_parameters())
 
 
-def _check_stock(model: PreTrainedModel, config: PreTrainedConfig, source: Callable[[str], str]) -> None:
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        raise ValueError(
-            "A GPT-2 with scale_attn_by_inverse_layer_idx divides by the position of each layer, so it cannot lose layers."
-        )
-    have = {name: tensor.shape for name, tensor in tensors(model)}
-    for name, tensor in tensors(skeleton(model, type(config).from_dict(config.to_dict()))):
-        if have.get(source(name)) != tensor.shape:
-            raise ValueError(
-                f"{type(model).__name__} cannot lose these layers: a stock model has {name} of {tuple(tensor.shape)}, where what "
-                f"stays has {'nothing' if source(name) not in have else tuple(have[source(name)])}."
-            )
-
-
 def _check_loss(
     model: PreTrainedModel, small: PreTrainedModel, dropped: Sequence[nn.Module], calibration: Calibration
 ) -> None:
     with evaluating(model), evaluating(small):
         expected, got = _loss(model, dropped, calibration), _loss(small, (), calibration)
-    if abs(got - expected) > (1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2) * max(
-        1.0, abs(expected)
-    ):
+    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2
+    if abs(got - expected) > tolerance * max(1.0, abs(expected)):
         raise ValueError(
             f"Expected the loss of {type(model).__name__} without these layers, {expected:.4g}, from the smaller model, got "
             f"{got:.4g}. Its layers depend on their positions, or the calibration batches differ from call to call."

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -41,6 +42,46 @@ def rebuild(
     if model.can_generate():
         small.generation_config = copy.deepcopy(model.generation_config)
     return small.train(model.training)
+
+
+def check_plain(model: object, function: str) -> None:
+    """Raise `ValueError` for what is no model of transformers itself."""
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"{function} needs a PreTrainedModel of transformers, got {type(model).__name__}. Pass the model inside of it; "
+            "from a PeftModel, `merge_and_unload()` makes one."
+        )
+
+
+def misfit(
+    model: PreTrainedModel,
+    config: PreTrainedConfig,
+    kept: Mapping[str, Cut],
+    source: Callable[[str], str] = lambda name: name,
+    gone: tuple[str, ...] = (),
+) -> str:
+    """
+    Why a stock model of a configuration is not what stays of a model; empty if it is.
+
+    Args:
+        config, kept, source: As in [`rebuild`].
+        gone (`tuple[str, ...]`): Starts of the names of tensors that go.
+    """
+    try:
+        # As `from_pretrained` will: only what a saved configuration holds may count.
+        stock = skeleton(model, type(config).from_dict(config.to_dict()))
+    except (StrictDataclassError, ValueError) as error:
+        return f"a smaller {type(config).__name__} is not valid: {str(error).splitlines()[-1].strip()}"
+    stays = {name: shape(tensor, kept.get(name)) for name, tensor in tensors(model)}
+    found = {name: shape(tensor) for name, tensor in tensors(stock)}
+    needed = {name: stays[source(name)] for name in found if source(name) in stays}
+    used = {source(name) for name in found}
+    needed |= {name: size for name, size in stays.items() if name not in used and not name.startswith(gone)}
+    for name in needed | found:
+        if needed.get(name) != found.get(name):
+            shapes = [sizes.get(name, "nothing") for sizes in (needed, found)]
+            return f"{name} would be {shapes[0]}, but in a stock {type(model).__name__} it is {shapes[1]}"
+    return ""
 
 
 def skeleton(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..sparsity.structures import STRUCTURES, Group, Member
 from .dead_units import DEAD
-from .rebuilding import Cut, rebuild, shape, skeleton, tensors
+from .rebuilding import Cut, check_plain, misfit, rebuild, shape
 
 FIELDS = {
     "neurons": (
@@ -143,11 +142,7 @@ def plan_shrinking(model: PreTrainedModel) -> Shrinking:
     Raises:
         ValueError: If `model` is no `PreTrainedModel`, or has neither feed-forward layers nor attention heads.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise ValueError(
-            f"shrink needs a PreTrainedModel of transformers, got {type(model).__name__}. Pass the model inside of it; "
-            "from a PeftModel, `merge_and_unload()` makes one."
-        )
+    check_plain(model, "shrink")
     size = model.num_parameters()
     plan = Shrinking((), copy.deepcopy(model.config), {}, (size, size))
     for kind in FIELDS:
@@ -188,10 +183,10 @@ def _extend(
     while count:
         config = _resized(plan.config, model, groups[0], field, units - count)
         kept = plan.kept | {name: cut for g in groups for name, cut in _cuts(model, g, spare[g.layer][:count])}
-        misfit = _misfit(model, config, kept)
-        if not misfit:
+        wrong = misfit(model, config, kept)
+        if not wrong:
             break
-        config, kept, misfits = plan.config, plan.kept, [*misfits, misfit]
+        config, kept, misfits = plan.config, plan.kept, [*misfits, wrong]
         # The number of heads must divide the hidden size of some models: fewer may go. That of neurons is free.
         count = count - 1 if kind == "heads" else 0
     numbers = {layer: int(flags.sum()) for layer, flags in dead.items()}
@@ -271,19 +266,3 @@ def _resized(
         if sizes.get(name) is not None:
             setattr(config, name, sizes[name] * units // group.units)
     return config
-
-
-def _misfit(model: PreTrainedModel, config: PreTrainedConfig, kept: dict[str, Cut]) -> str:
-    """Why a stock model of this configuration is not what stays of the model; empty if it is."""
-    try:
-        # As `from_pretrained` will: only what a saved configuration holds may count.
-        stock = skeleton(model, type(config).from_dict(config.to_dict()))
-    except (StrictDataclassError, ValueError) as error:
-        return f"a smaller {type(config).__name__} is not valid: {str(error).splitlines()[-1].strip()}"
-    needed = {name: shape(tensor, kept.get(name)) for name, tensor in tensors(model)}
-    found = {name: shape(tensor) for name, tensor in tensors(stock)}
-    for name in needed | found:
-        if needed.get(name) != found.get(name):
-            shapes = [sizes.get(name, "nothing") for sizes in (needed, found)]
-            return f"{name} would be {shapes[0]}, but in a stock {type(model).__name__} it is {shapes[1]}"
-    return ""

@@ -41,8 +41,7 @@ def observe(
     look = {"gradients": _gradients, "inputs": _inputs}[criterion.observes]
     with evaluating(model), torch.enable_grad():
         sums, batches = look(model, weights, criterion.observe, calibration)
-    if not batches:
-        raise ValueError("Expected at least one calibration batch, got none. Pass a loader that can be iterated again.")
+    check_batches(batches)
     unseen = [name for name in weights if name not in sums]
     if unseen:
         raise ValueError(
@@ -50,6 +49,12 @@ def observe(
             "these modules in exclude_modules, or take pruning_criterion='magnitude'."
         )
     return sums
+
+
+def check_batches(number: int) -> None:
+    """Raise `ValueError` where a calibration gave no batches."""
+    if not number:
+        raise ValueError("Expected at least one calibration batch, got none. Pass a loader that can be iterated again.")
 
 
 def _gradients(

@@ -8,6 +8,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,6 +25,16 @@ MOST_COLUMNS = 1 << 16
 def cache_folder() -> Path:
     """Where compiled kernels and measurements of this machine lie: `sms_hf` in `$XDG_CACHE_HOME`, by default `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sms_hf"
+
+
+@contextmanager
+def cached_file(path: Path) -> Iterator[Path]:
+    """Where to write a file of the cache, which then appears at `path`, whole, however many processes write it at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        yield partial
+        os.replace(partial, path)
 
 
 @functools.cache
@@ -49,11 +61,8 @@ def load_kernel() -> ctypes.CDLL | None:
     path = cache_folder() / f"kernel-{key[:16]}.so"
     try:
         if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # Two processes may compile at the same time.
-                built = Path(folder) / "kernel.so"
+            with cached_file(path) as built:
                 _compile(compiler, built)
-                os.replace(built, path)
         library = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError):
         return None

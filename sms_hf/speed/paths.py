@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 import threading
 import time
 import warnings
@@ -14,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .kernel import MOST_COLUMNS, SparseMatrix, cache_folder, load_kernel, processor
+from .kernel import MOST_COLUMNS, SparseMatrix, cache_folder, cached_file, load_kernel, processor
 
 Multiply = Callable[[Tensor, Tensor | None], Tensor]
 """(contiguous float32 or bfloat16 `(rows, columns)`, bias) -> `(rows, outputs)`."""
@@ -61,9 +59,7 @@ def _csr(weight: Tensor) -> Multiply | None:
     """Sparse, by torch: where there is no compiler for the kernel."""
     if not _is_sparse(weight) or weight.dtype != torch.float32 or load_kernel() is not None:
         return None
-    with (
-        warnings.catch_warnings()
-    ):  # That CSR is in beta is not the user's affair: dense stays where it fails to be faster.
+    with warnings.catch_warnings():  # That CSR is in beta is not the user's affair.
         warnings.simplefilter("ignore", UserWarning)
         matrix = weight.to_sparse_csr()
 
@@ -218,8 +214,6 @@ class Measurements:
 
     def add(self, key: str, name: str, ratio: float) -> None:
         self.known[key] = (name, round(ratio, 2))
-        with suppress(OSError):  # A home that cannot be written: measured again next time.
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False, encoding="utf-8") as file:
-                json.dump(self.known, file, indent=1)
-            os.replace(file.name, self.path)
+        # Where a home cannot be written it is measured again next time.
+        with suppress(OSError), cached_file(self.path) as partial:
+            partial.write_text(json.dumps(self.known, indent=1), encoding="utf-8")

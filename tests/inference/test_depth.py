@@ -19,7 +19,7 @@ from test_shrinking import (
 )
 
 from sms_hf import drop_layers, prune
-from sms_hf.inference import choose_layers
+from sms_hf.inference import choose_layers, depth
 from sms_hf.inference.depth import _without, find_stacks
 
 FOUR = {"num_hidden_layers": 4}
@@ -238,9 +238,21 @@ def test_other_objects_and_models_whose_layers_depend_on_their_place_are_refused
         drop_layers(build("bert"), 2, lambda model: iter(()))
 
 
+def test_a_model_that_no_stock_class_has_is_refused():
+    model = build("t5")
+    model.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(
+        ValueError, match=r"cannot lose these layers: extra.weight would be \(2, 2\), but in a stock .* it is nothing"
+    ):
+        drop_layers(model, {"decoder": [1]})
+
+
 def test_a_smaller_model_that_computes_something_else_is_refused(monkeypatch):
     model = build("llama")
-    monkeypatch.setattr("sms_hf.inference.depth._renaming", lambda stacks, layers: lambda name: name)
+    renaming = depth._renaming
+    monkeypatch.setattr(
+        depth, "_renaming", lambda stacks, _: renaming(stacks, {"layers": [3, 2]})
+    )  # The wrong way round.
     with pytest.raises(
         ValueError, match=r"Expected the loss of LlamaForCausalLM without these layers, .*, from the smaller"
     ):
