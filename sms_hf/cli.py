@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     here = "A new folder for the result. Default: in place."
     added = command("pack", _pack, "Store the weights of a sparse model compactly: kept values and masks.", here)
     added.add_argument("--only", action="store_true", help="Remove the dense form: smaller, but only sms_hf loads it.")
-    added.add_argument("--entropy", action="store_true", help="Code the masks near their entropy.")
+    added.add_argument(
+        "--entropy", action="store_true", help="Code masks and exponents near their entropy: smaller, slower to read."
+    )
     command("unpack", _unpack, "Turn a compact model into an ordinary one.", here)
     command(
         "inspect", _inspect, "Show shape, sparsity, pattern and bytes of every tensor, and where the model comes from."

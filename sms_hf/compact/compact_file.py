@@ -1,8 +1,8 @@
 """
-The compact file: safetensors in which a sparse matrix is its kept values and a coded mask.
+The compact file: safetensors in which a sparse matrix is its kept values and a coded mask, and exponents may be coded.
 
-`docs/compact-format.md` describes it for other programs. The kept values stand under the weight's own name, so that a
-program which does not know the format meets a tensor of the wrong shape: an error, and never random weights.
+`docs/compact-format.md` describes it for other programs. What is left of the values stands under the weight's own name, so
+that a program which does not know the format meets a tensor of the wrong shape: an error, and never random weights.
 """
 
 import hashlib
@@ -19,21 +19,33 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..files.ahead import ahead
 from ..files.checkpoint import DTYPES, SafetensorsWriter, write_streamed
 from ..files.folder import CheckpointError
-from ..sparsity.masks import Masks, check_zeros
+from ..sparsity.masks import Masks, check_zeros, nonzero
 from .mask_codings import CompactError, MaskHead, decode_mask, encode_mask, read_head
+from .value_codings import ExponentHead, can_code, check_rest, decode_values, encode_values, read_exponents
 
 FORMAT = "sms_hf.compact"
-VERSION = 1
+VERSION = 2
 MASK = "_mask"
 """What follows a weight's name in the name of its mask."""
+
+EXPONENTS = "_exponents"
+"""What follows a weight's name in the name of its exponents."""
+
+PARTS = {1: (MASK,), 2: (MASK, EXPONENTS)}
+"""Version -> what may stand beside a tensor. Version 1 is read, no longer written."""
+
+PIECE = 1 << 22
+"""Bytes that are hashed at a time. From version 2 on the checksum is one of pieces, which several threads hash."""
 
 MAX_EXPANSION = 1000
 """A tensor is at most so many times larger than its bytes in the file: a small file cannot ask for all memory."""
 
 _MAX_HEADER = 100_000_000  # As in safetensors.
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_NUMPY = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 
 
 @dataclass(frozen=True)
@@ -45,13 +57,15 @@ class Stored:
         shape (`tuple[int, ...]`): Of the tensor that it stands for.
         dtype (`str`): As safetensors names it.
         num_bytes (`int`): In the file, mask included.
-        mask (`MaskHead`, *optional*): Of a packed tensor; None where the tensor is stored as it is.
+        mask (`MaskHead`, *optional*): Of a packed tensor; None where no weight is left out.
+        exponents (`ExponentHead`, *optional*): None where they are not coded.
     """
 
     shape: tuple[int, ...]
     dtype: str
     num_bytes: int
     mask: MaskHead | None
+    exponents: ExponentHead | None = None
 
     @property
     def num_weights(self) -> int:
@@ -59,8 +73,14 @@ class Stored:
 
     @property
     def coding(self) -> str:
-        """How the mask is stored: `"bitmask"`, `"rice"`, `"2:4"`; empty for a tensor that is stored as it is."""
-        return "" if self.mask is None else self.mask.name
+        """How mask and exponents are stored: `"bitmask"`, `"rice+exponents"`; empty for a tensor that is stored as it is."""
+        found = [] if self.mask is None else [self.mask.name]
+        return "+".join(found if self.exponents is None else [*found, "exponents"])
+
+    @property
+    def parts(self) -> list[str]:
+        """What stands beside the tensor: of `MASK` and `EXPONENTS`."""
+        return [part for part, head in ((MASK, self.mask), (EXPONENTS, self.exponents)) if head is not None]
 
     @property
     def sparsity(self) -> float:
@@ -71,29 +91,41 @@ class Stored:
 # ---- One tensor --------------------------------------------------------------------------------------------------------
 
 
-def pack_tensor(name: str, weight: Tensor, mask: Tensor | None, entropy_coded: bool) -> tuple[Tensor, Tensor] | None:
+def pack_tensor(name: str, weight: Tensor, mask: Tensor | None, entropy_coded: bool) -> dict[str, Tensor]:
     """
-    The kept values and the mask of a weight, or None where that would not be smaller.
+    A weight in the form in which it is stored.
 
     Args:
         name (`str`): For errors.
-        weight (`Tensor`): Any floating dtype, on the CPU.
+        weight (`Tensor`): On the CPU.
         mask (`Tensor`, *optional*): bool, of the weight's shape. Default: where the weight is not zero. Without it a
             negative zero becomes a zero, and so does one that the mask removes; everything else is kept bit for bit.
+        entropy_coded (`bool`): Also try the Rice code for the mask, and code the exponents.
 
     Returns:
-        `tuple[Tensor, Tensor]`: Values `(num_kept,)` of the weight's dtype; mask, uint8.
+        `dict[str, Tensor]`: `""`: the weight as it is, or its kept values, or their signs and mantissas; `MASK` and `EXPONENTS`,
+        rows of uint8, where they are.
 
     Raises:
         MaskError: If a weight that the mask removes is not zero.
     """
+    values, parts = weight, {}
+    if (found := _kept(name, weight, mask, entropy_coded)) is not None:
+        values, parts[MASK] = found
+    if entropy_coded and can_code(weight):
+        values, parts[EXPONENTS] = encode_values(values)
+    return {"": values, **parts}
+
+
+def _kept(name: str, weight: Tensor, mask: Tensor | None, entropy_coded: bool) -> tuple[Tensor, Tensor] | None:
+    """The kept values and the mask, or None where that would not be smaller."""
     if weight.dim() < 2 or weight.dim() > 8 or weight.numel() == 0 or not weight.is_floating_point():
         return None
     if mask is None:
-        mask = weight != 0
+        mask = nonzero(weight)
     else:
         check_zeros(name, weight, mask)
-    kept = int(mask.sum())
+    kept = int(np.count_nonzero(mask.numpy()))
     if kept * weight.itemsize + weight.numel() // 16 >= weight.numel() * weight.itemsize:
         return None  # Not even a mask of half a bit a weight would help.
     coded = encode_mask(mask.numpy(), entropy_coded)
@@ -101,24 +133,35 @@ def pack_tensor(name: str, weight: Tensor, mask: Tensor | None, entropy_coded: b
         coded = encode_mask(mask.numpy())
     if kept * weight.itemsize + coded.size >= weight.nbytes:
         return None
-    return weight[mask], torch.from_numpy(coded)
+    bits = weight.contiguous().reshape(-1).view(_BITS[weight.itemsize]).numpy()
+    values = torch.empty(kept, dtype=weight.dtype)
+    # Five times as fast as an index of bools.
+    bits.take(np.flatnonzero(mask.numpy()), out=values.view(_BITS[weight.itemsize]).numpy(), mode="clip")
+    return values, torch.from_numpy(coded)
 
 
-def unpack_tensor(values: Tensor, coded: Tensor) -> Tensor:
+def unpack_tensor(parts: Mapping[str, Tensor]) -> Tensor:
     """
     Inverse of [`pack_tensor`].
 
     Raises:
-        CompactError: If the mask is damaged, or keeps another number of weights than there are values.
+        CompactError: If mask or exponents are damaged, or do not fit the values.
     """
-    blob = coded.numpy()
+    values = parts[""]
+    num_bytes = sum(part.nbytes for part in parts.values())
+    if EXPONENTS in parts:
+        values = decode_values(values, parts[EXPONENTS])
+    if MASK not in parts:
+        return values
+    blob = parts[MASK].numpy()
     head = read_head(blob)
-    check_packed(values.shape, values.element_size(), head, values.nbytes + blob.size)
+    check_packed(values.shape, values.element_size(), head, num_bytes)
     positions = decode_mask(blob, head)
-    weight = torch.zeros(head.shape, dtype=values.dtype)
     bits = _BITS[values.element_size()]
-    weight.view(-1).view(bits).numpy()[positions] = values.contiguous().view(bits).numpy()
-    return weight
+    # Zeros of numpy, which asks for huge pages: most of the time would go into page faults.
+    weight = np.zeros(head.num_weights, _NUMPY[values.element_size()])
+    weight[positions] = values.contiguous().view(bits).numpy()
+    return torch.from_numpy(weight).view(values.dtype).reshape(head.shape)
 
 
 def check_packed(values: tuple[int, ...], item_size: int, head: MaskHead, num_bytes: int) -> None:
@@ -170,26 +213,35 @@ class CompactFile:
             raise CompactError("The file does not match its checksum: fetch or write it anew.")
         self.tensors: dict[str, Stored] = {}
         entries = {name: e for name, e in header.items() if name != "__metadata__"}
+        suffixes = PARTS[about["version"]]
+        beside = {name + part for name in entries for part in suffixes if _is_part(name + part, name, entries)}
         for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
-            if _is_mask(name, entries):
-                continue
-            coded = entries.get(name + MASK)
-            self.tensors[name] = self._stored(name, entry, coded if _is_mask(name + MASK, entries) else None)
+            if name not in beside:
+                self.tensors[name] = self._stored(
+                    name, entry, {p: entries[name + p] for p in suffixes if name + p in beside}
+                )
 
-    def _stored(self, name: str, entry: Mapping[str, Any], coded: Mapping[str, Any] | None) -> Stored:
-        size = entry["data_offsets"][1] - entry["data_offsets"][0]
-        if coded is None:
-            return Stored(tuple(entry["shape"]), entry["dtype"], size, None)
+    def _stored(self, name: str, entry: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -> Stored:
+        size = sum(e["data_offsets"][1] - e["data_offsets"][0] for e in (entry, *beside.values()))
+        dtype, shape, mask, exponents = entry["dtype"], tuple(entry["shape"]), None, None
         try:
-            dtype = DTYPES.get(entry["dtype"])
-            if dtype is None or not dtype.is_floating_point:
-                raise CompactError(f"The values of a packed tensor must be floating, got {entry['dtype']}.")
-            head = read_head(self._bytes(name + MASK))
-            size += coded["data_offsets"][1] - coded["data_offsets"][0]
-            check_packed(entry["shape"], dtype.itemsize, head, size)
+            if EXPONENTS in beside:
+                exponents = read_exponents(self._bytes(name + EXPONENTS))
+                check_rest(shape, exponents)
+                if dtype != "U8":
+                    raise CompactError(f"Signs and mantissas must be U8, got {dtype}: the file is damaged.")
+                dtype, shape = exponents.dtype, exponents.shape
+                if math.prod(shape) * DTYPES[dtype].itemsize > MAX_EXPANSION * size:
+                    raise CompactError(f"A tensor of shape {shape} cannot come from {size} bytes: the file is damaged.")
+            if MASK in beside:
+                if dtype not in DTYPES or not DTYPES[dtype].is_floating_point:
+                    raise CompactError(f"The values of a packed tensor must be floating, got {dtype}.")
+                mask = read_head(self._bytes(name + MASK))
+                check_packed(shape, DTYPES[dtype].itemsize, mask, size)
+                shape = mask.shape
         except CompactError as error:
             raise CompactError(f"tensor {name!r}: {error}") from None
-        return Stored(head.shape, entry["dtype"], size, head)
+        return Stored(shape, dtype, size, mask, exponents)
 
     def _bytes(self, name: str) -> np.ndarray:
         return self._file.get_tensor(name).numpy()
@@ -199,12 +251,10 @@ class CompactFile:
         A tensor, unpacked.
 
         Raises:
-            CompactError: If its mask is damaged.
+            CompactError: If its mask or its exponents are damaged.
         """
-        if self.tensors[name].mask is None:
-            return self._file.get_tensor(name)
         try:
-            return unpack_tensor(self._file.get_tensor(name), self._file.get_tensor(name + MASK))
+            return unpack_tensor({part: self._file.get_tensor(name + part) for part in ("", *self.tensors[name].parts)})
         except CompactError as error:
             raise CompactError(f"{self.path}: tensor {name!r}: {error}") from None
 
@@ -238,14 +288,14 @@ def write_compact(
     source: Path, path: Path, model_type: str, masks: Mapping[str, Tensor] | None = None, entropy_coded: bool = False
 ) -> None:
     """
-    Write the compact form of a safetensors file; in memory is one tensor at a time.
+    Write the compact form of a safetensors file; in memory are as many tensors as there are threads.
 
     Args:
         source (`Path`): What `save_pretrained` wrote.
         path (`Path`): The compact file.
         model_type (`str`): That of the model's configuration.
         masks (`Mapping[str, Tensor]`, *optional*): Of the tensors that have one; others are packed by their zeros.
-        entropy_coded (`bool`, *optional*): As in [`encode_mask`].
+        entropy_coded (`bool`, *optional*): As in [`pack_tensor`].
 
     Raises:
         CheckpointError: If the source cannot be read, or is a compact file already.
@@ -258,53 +308,51 @@ def write_compact(
     try:
         with safe_open(source, framework="pt") as file:
             shapes = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            clash = [name for name in shapes if name + MASK in shapes]
+            clash = [name + part for name in shapes for part in PARTS[VERSION] if name + part in shapes]
             if clash:
-                raise CheckpointError(f"{clash[0] + MASK!r} is the name of a tensor in {source}: it cannot be packed.")
+                raise CheckpointError(f"{clash[0]!r} is the name of a tensor in {source}: it cannot be packed.")
+
+            def packed(name: str) -> dict[str, Tensor]:
+                weight, mask = file.get_tensor(name), masks.get(name)
+                fits = mask is not None and mask.shape == weight.shape
+                return pack_tensor(name, weight, mask if fits else None, entropy_coded)
+
             # Wide numbers first, then every tensor begins at a multiple of its item size.
             order = sorted(shapes, key=lambda name: -DTYPES[shapes[name].get_dtype()].itemsize)
             with SafetensorsWriter(path, _reserve(shapes, about)) as target:
                 header: dict[str, Any] = {}
-                digest = hashlib.sha256()
-                for name in order:
-                    weight = file.get_tensor(name)
-                    mask = masks.get(name)
-                    fits = mask is not None and mask.shape == weight.shape
-                    packed = pack_tensor(name, weight, mask if fits else None, entropy_coded)
-                    for key, part in zip((name, name + MASK), packed or (weight,), strict=False):
+                for name, parts in zip(order, ahead(packed, order), strict=True):
+                    for key, part in parts.items():
                         begin = target.written
-                        digest.update(target.write(part))
-                        dtype = "U8" if key != name else shapes[name].get_dtype()
-                        header[key] = {
-                            "dtype": dtype,
+                        target.write(part)
+                        header[name + key] = {
+                            "dtype": "U8" if key or EXPONENTS in parts else shapes[name].get_dtype(),
                             "shape": list(part.shape),
                             "data_offsets": [begin, target.written],
                         }
-                digest.update(_canonical(header, about))
-                about["sha256"] = digest.hexdigest()
+                about["sha256"] = _digest(target.flush(), target.start, header, about)
                 target.finish({"__metadata__": _metadata(about), **header})
     except (SafetensorError, OSError, KeyError) as error:
         raise CheckpointError(f"{source} cannot be packed: {error}. Write the folder again.") from error
 
 
-def write_dense(source: Path, path: Path) -> None:
-    """Inverse of [`write_compact`]: an ordinary safetensors file; in memory is one tensor at a time."""
+def write_dense(source: Path, path: Path) -> list[str]:
+    """Inverse of [`write_compact`]: an ordinary safetensors file; the names of its tensors."""
     with CompactFile(source) as file:
         shapes = {name: stored.shape for name, stored in file.tensors.items()}
         dtypes = {name: stored.dtype for name, stored in file.tensors.items()}
-        pieces: Iterator[Tensor] = (file.read(name) for name in file.tensors)
+        pieces: Iterator[Tensor] = ahead(file.read, list(file.tensors))
         write_streamed(path, shapes, dtypes, pieces)
+    return list(shapes)
 
 
 # ---- The header --------------------------------------------------------------------------------------------------------
 
 
-def _is_mask(name: str, entries: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether this is the mask of another tensor, by its name and by being a row of bytes."""
+def _is_part(name: str, of: str, entries: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether this is the mask, say, of another tensor: it has its name, and is a row of bytes."""
     entry = entries.get(name)
-    if entry is None or not name.endswith(MASK) or name.removesuffix(MASK) not in entries:
-        return False
-    return entry["dtype"] == "U8" and len(entry["shape"]) == 1
+    return entry is not None and of in entries and entry["dtype"] == "U8" and len(entry["shape"]) == 1
 
 
 def _metadata(about: Mapping[str, Any]) -> dict[str, str]:
@@ -318,8 +366,8 @@ def _reserve(shapes: Mapping[str, Any], about: Mapping[str, Any]) -> int:
     for name, part in shapes.items():
         shape = part.get_shape()
         header[name] = {"dtype": part.get_dtype(), "shape": shape, "data_offsets": [end, end]}
-        if len(shape) > 1:
-            header[name + MASK] = {"dtype": "U8", "shape": [end], "data_offsets": [end, end]}
+        for suffix in PARTS[VERSION] if len(shape) > 1 else ():
+            header[name + suffix] = {"dtype": "U8", "shape": [end], "data_offsets": [end, end]}
     return len(json.dumps(header, separators=(",", ":")))
 
 
@@ -346,9 +394,10 @@ def _about(header: Mapping[str, Any]) -> dict[str, Any]:
     kinds = {"version": int, "model_type": str, "sha256": str}
     if not isinstance(about, dict) or any(not isinstance(about.get(key), kind) for key, kind in kinds.items()):
         raise CompactError(f"The description of the file must hold {', '.join(kinds)}: fetch or write it anew.")
-    if about["version"] != VERSION:
+    if about["version"] not in PARTS:
         raise CompactError(
-            f"The file has version {about['version']} of the format, this sms_hf reads {VERSION}. Upgrade sms_hf."
+            f"The file has version {about['version']} of the format, this sms_hf reads {' and '.join(map(str, PARTS))}. Upgrade "
+            "sms_hf."
         )
     return about
 
@@ -360,10 +409,21 @@ def _canonical(tensors: Mapping[str, Any], about: Mapping[str, Any]) -> bytes:
 
 
 def _digest(path: Path, start: int, header: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """Of version 1: of all bytes in one go; else of the digests of pieces."""
+    tensors = {name: e for name, e in header.items() if name != "__metadata__"}
+    pieces = range(start, path.stat().st_size, PIECE)
     digest = hashlib.sha256()
+    if about["version"] == 1:
+        for at in pieces:
+            digest.update(_piece(path, at))
+    else:
+        for hashed in ahead(lambda at: hashlib.sha256(_piece(path, at)).digest(), pieces):
+            digest.update(hashed)
+    digest.update(_canonical(tensors, about))
+    return digest.hexdigest()
+
+
+def _piece(path: Path, start: int) -> bytes:
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    digest.update(_canonical({name: e for name, e in header.items() if name != "__metadata__"}, about))
-    return digest.hexdigest()
+        return file.read(PIECE)

@@ -20,7 +20,7 @@ from ..files.folder import (
 )
 from ..files.writing import aside, new_folder, write_json
 from ..sparsity.masks import Masks
-from .compact_file import MASK, CompactFile, write_compact, write_dense
+from .compact_file import CompactFile, write_compact, write_dense
 from .mask_codings import CompactError
 
 VARIANT = "sparse"
@@ -46,7 +46,8 @@ def pack(
             tokenizer, masks, lineage, card). Default: in place.
         keep_dense (`bool`, *optional*, defaults to `True`): Both forms side by side, so that every tool can load the
             folder. `False`: the compact form alone, for which sms_hf is needed.
-        entropy_coded (`bool`, *optional*, defaults to `False`): Code the masks near their entropy.
+        entropy_coded (`bool`, *optional*, defaults to `False`): Code masks and exponents near their entropy, those of dense
+            tensors, too: the smallest form, and slower to read.
 
     Returns:
         `Path`: The folder with the result.
@@ -136,20 +137,18 @@ def _pack_weights(folder: Path, model_type: str, entropy_coded: bool) -> None:
         weight_map = {name: _compact_name(file) for name, file in index["weight_map"].items()}
         for part in parts:
             with CompactFile(part) as file:
-                weight_map |= {n + MASK: part.name for n, stored in file.tensors.items() if stored.mask is not None}
+                weight_map |= {n + p: part.name for n, stored in file.tensors.items() for p in stored.parts}
         write_json(folder / COMPACT_INDEX, {**index, "weight_map": dict(sorted(weight_map.items()))}, sort_keys=True)
 
 
 def _unpack_weights(source: Path, target: Path) -> None:
+    weight_map = {}
     for path in compact_files(source):
-        write_dense(path, target / _dense_name(path.name))
+        name = _dense_name(path.name)
+        weight_map |= dict.fromkeys(write_dense(path, target / name), name)
     if find_file(source, COMPACT) is None:
         index = read_json(source / COMPACT_INDEX)
-        names = {name: _dense_name(file) for name, file in index["weight_map"].items()}
-        packed = {name for name in names if name.endswith(MASK) and name.removesuffix(MASK) in names}
-        write_json(
-            target / INDEX, {**index, "weight_map": {n: f for n, f in names.items() if n not in packed}}, sort_keys=True
-        )
+        write_json(target / INDEX, {**index, "weight_map": dict(sorted(weight_map.items()))}, sort_keys=True)
 
 
 def _compact_name(name: str) -> str:

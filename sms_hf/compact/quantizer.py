@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .compact_file import MASK, CompactFile, is_compact, unpack_tensor
+from .compact_file import PARTS, VERSION, CompactFile, is_compact, unpack_tensor
 from .folders import QUANT_METHOD
 from .mask_codings import CompactError
 
@@ -32,7 +32,7 @@ class CompactConfig(QuantizationConfigMixin):
 
 
 class Unpack(ConversionOps):
-    """Values and mask -> weight; a tensor that is not packed passes through."""
+    """Values, mask and exponents -> weight; a tensor that is stored as it is passes through."""
 
     def __init__(self, quantizer: Any):
         # Not as `hf_quantizer`: transformers would leave the cast of the values to `dtype` to this operation then.
@@ -45,34 +45,46 @@ class Unpack(ConversionOps):
         weights = {}
         self.quantizer.missing = kwargs["missing_keys"]
         for pattern, tensors in input_dict.items():
-            if pattern.endswith(MASK + END):
+            if pattern.endswith(tuple(part + END for part in PARTS[VERSION])):
                 continue
-            values, name = tensors if isinstance(tensors, list) else [tensors], pattern.removesuffix(END)
+            values, name = _listed(tensors), pattern.removesuffix(END)
             # The operations of a model's converter find their tensors by the patterns, END included.
             target = name if target_patterns == [name] else pattern
-            coded = input_dict.get(name + MASK + END, [])
-            coded = coded if isinstance(coded, list) else [coded]
-            if not coded:
+            beside = {part: _listed(input_dict.get(name + part + END, [])) for part in PARTS[VERSION]}
+            beside = {part: rows for part, rows in beside.items() if rows}
+            if not beside:
                 weights[target] = values
             elif getattr(kwargs.get("model"), "_tp_size", None) is not None:
                 raise CompactError(
                     f"{full_layer_name}: expected no tensor parallelism, which cuts packed tensors. Load the dense form (no "
                     "variant), or make it first: sms-hf unpack."
                 )
-            elif len(coded) == len(values):
-                pairs = zip(values, coded, strict=True)
-                weights[target] = [unpack_tensor(v.cpu(), c.cpu()).to(v.device) for v, c in pairs]
+            elif all(len(rows) == len(values) for rows in beside.values()):
+                weights[target] = [
+                    unpack_tensor({"": v.cpu(), **{part: rows[i].cpu() for part, rows in beside.items()}}).to(v.device)
+                    for i, v in enumerate(values)
+                ]
             else:
-                raise CompactError(f"{full_layer_name}: {len(values)} tensors, but {len(coded)} masks.")
+                counts = ", ".join(f"{len(rows)} {part.removeprefix('_')}s" for part, rows in beside.items())
+                raise CompactError(f"{full_layer_name}: {len(values)} tensors, but {counts}.")
         return weights
 
 
+def _listed(tensors: Any) -> list[Any]:
+    return tensors if isinstance(tensors, list) else [tensors]
+
+
+def _sources(leaf: str) -> list[str]:
+    """Patterns of a tensor and of what may stand beside it."""
+    return [leaf + part + END for part in ("", *PARTS[VERSION])]
+
+
 def _unpack_first(converter: Any, quantizer: Any, leaves: set[str]) -> Any:
-    """A converter of the model (which fuses experts, say) that also collects masks, and unpacks before all else."""
+    """A converter of the model (which fuses experts, say) that also collects masks and exponents, and unpacks before all else."""
     sources = converter._original_source_patterns if isinstance(converter, WeightConverter) else []
     if not sources or any(source.rpartition(".")[2] not in leaves for source in sources):
         return converter
-    both = [source + part for part in (END, MASK + END) for source in sources]
+    both = [pattern for source in sources for pattern in _sources(source)]
     wrapped = WeightConverter.__new__(WeightConverter)
     # Not WeightConverter's own: there, converters to several targets (matrices that are split) have one source only.
     WeightTransform.__init__(wrapped, both, converter._original_target_patterns)
@@ -118,14 +130,14 @@ class CompactQuantizer(HfQuantizer):
                         f"{path} holds a model of type {file.model_type!r}, got {type(model).__name__}, which is of type "
                         f"{model_type!r}. Load it with the class that its config.json names."
                     )
-                self.packed |= {name for name, stored in file.tensors.items() if stored.mask is not None}
+                self.packed |= {name for name, stored in file.tensors.items() if stored.parts}
         self.expected = {name: (p.shape, p.dtype) for name, p in model.named_parameters()}
 
     def update_weight_conversions(self, weight_conversions, model=None):
         """`model`: newer transformers (5.23) give it. The same converters serve all."""
         leaves = sorted({name.rpartition(".")[2] for name in self.packed})
         known = [_unpack_first(converter, self, set(leaves)) for converter in weight_conversions]
-        return known + [WeightConverter([leaf + END, leaf + MASK + END], leaf, [Unpack(self)]) for leaf in leaves]
+        return known + [WeightConverter(_sources(leaf), leaf, [Unpack(self)]) for leaf in leaves]
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs):
         weights = _layer_weights(model)

@@ -116,19 +116,28 @@ class SafetensorsWriter:
     Args:
         path (`Path`): The file to write.
         reserve (`int`): Bytes that the header may take; what it leaves is filled with spaces, as the format allows.
+
+    Attributes:
+        start (`int`): Where in the file the tensors begin.
+        written (`int`): Bytes of tensors so far.
     """
 
     def __init__(self, path: Path, reserve: int):
         self.path, self.written = path, 0
         self._whole = whole_file(path)
         self._reserved = reserve + -reserve % 8
+        self.start = 8 + self._reserved
 
-    def write(self, piece: Tensor) -> bytes | memoryview:
-        """Append the bytes of a tensor, and give them back."""
+    def write(self, piece: Tensor) -> None:
+        """Append the bytes of a tensor."""
         data = piece.contiguous().reshape(-1).view(torch.uint8).numpy().data
         self._file.write(data)
         self.written += len(data)
-        return data
+
+    def flush(self) -> Path:
+        """Where what was written can be read already."""
+        self._file.flush()
+        return Path(self._file.name)
 
     def finish(self, header: Mapping) -> None:
         """Write the header: `"__metadata__"`, and name -> dtype, shape and data offsets."""
@@ -139,7 +148,7 @@ class SafetensorsWriter:
 
     def __enter__(self) -> "SafetensorsWriter":
         self._file = self._whole.__enter__()
-        self._file.seek(8 + self._reserved)
+        self._file.seek(self.start)
         return self
 
     def __exit__(self, *exception) -> None:

@@ -3,21 +3,25 @@
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..files.ahead import ahead
 from ..files.checkpoint import DTYPES, Checkpoint, write_streamed
 from ..files.folder import MASKS, WEIGHTS, CheckpointError
-from ..sparsity.masks import MaskError, Masks, check_zeros
+from ..sparsity.masks import MaskError, Masks, check_zeros, nonzero, stored_fingerprint
 
 Weight = float | Mapping[str, float]
 """Of a folder in an average: one for all tensors, or tensor name -> its own."""
 
 CHUNK = 1 << 20
 """Weights that are averaged in one piece: memory does not grow with the model or with the number of checkpoints."""
+
+BLOCK = 1 << 17
+"""Weights that are summed at a time: their sum in float64 stays in the cache, and no page of memory is new."""
 
 SPARSE = 0.01
 """A tensor with more exact zeros than this fraction counts as pruned where folders carry no masks."""
@@ -60,9 +64,7 @@ def average_checkpoints(
         raise ValueError(f"output must be a folder of its own, got {output}, which is one of the folders to average.")
     with Average(folders, weights, union_of_masks=union_of_masks) as average:
         output.mkdir(parents=True, exist_ok=True)
-        write_streamed(
-            output / WEIGHTS, average.shapes, average.dtypes, chain.from_iterable(map(average.pieces, average.shapes))
-        )
+        write_streamed(output / WEIGHTS, average.shapes, average.dtypes, average.pieces(*average.shapes))
     for path in folders[0].iterdir():
         if path.is_file() and path.suffix in (".json", ".model", ".spm", ".txt", ".jinja") and "index" not in path.name:
             shutil.copyfile(path, output / path.name)
@@ -102,28 +104,41 @@ class Average:
         pieces = [torch.empty(0, dtype=DTYPES[self.dtypes[name]]), *(piece.reshape(-1) for piece in self.pieces(name))]
         return torch.cat(pieces).reshape(self.shapes[name])
 
-    def pieces(self, name: str) -> Iterator[Tensor]:
-        """An averaged tensor in pieces of some rows, in order; pruned weights are checked on the way."""
-        checkpoints, dtype = self._checkpoints, DTYPES[self.dtypes[name]]
-        shape, mask = self.shapes[name], None if self.masks is None else self.masks.get(name)
-        zeros, mismatched = [0] * len(checkpoints), 0
+    def pieces(self, *names: str) -> Iterator[Tensor]:
+        """Averaged tensors in pieces of some rows, in order; pruned weights are checked on the way."""
+        places = [(name, rows) for name in names for rows in row_pieces(self.shapes[name])]
+        zeros, mismatched = [0] * len(self._checkpoints), 0
+        for (name, (_, stop)), found in zip(places, ahead(lambda place: self._piece(*place), places), strict=True):
+            piece, its_zeros, its_mismatched = found
+            zeros = [count + more for count, more in zip(zeros, its_zeros, strict=True)]
+            mismatched += its_mismatched
+            yield piece
+            shape = self.shapes[name]
+            if stop < (shape[0] if shape else 1):
+                continue
+            count = torch.Size(shape).numel()
+            if mismatched > CHANCE * count and max(zeros) > SPARSE * count:
+                raise MaskError(
+                    f"{name!r} is sparse, but its zeros differ between the folders at {mismatched} places. Their average would "
+                    f"be denser than each of them: average candidates of one phase, or put their {MASKS} beside the weights."
+                )
+            zeros, mismatched = [0] * len(self._checkpoints), 0
+
+    def _piece(self, name: str, rows: tuple[int, int]) -> tuple[Tensor, list[int], int]:
+        """The average of some rows; where no mask tells, zeros of each checkpoint and how many differ from the first's."""
+        start, stop = rows
+        dtype, mask = DTYPES[self.dtypes[name]], None if self.masks is None else self.masks.get(name)
         shares = [_share(weight, name) for weight in self._shares]
-        for start, stop in row_pieces(shape):
-            parts = [checkpoint.rows(name, start, stop) for checkpoint in checkpoints]
-            if mask is not None:
-                for part in parts:
-                    check_zeros(name, part, mask[start:stop], start)
-            elif dtype.is_floating_point and len(shape) > 1:
-                patterns = [part == 0 for part in parts]
-                zeros = [count + int(pattern.sum()) for count, pattern in zip(zeros, patterns, strict=True)]
-                mismatched += sum(int((pattern != patterns[0]).sum()) for pattern in patterns[1:])
-            yield _mean(parts, shares, dtype)
-        count = torch.Size(shape).numel()
-        if mismatched > CHANCE * count and max(zeros) > SPARSE * count:
-            raise MaskError(
-                f"{name!r} is sparse, but its zeros differ between the folders at {mismatched} places. Their average would "
-                f"be denser than each of them: average candidates of one phase, or put their {MASKS} beside the weights."
-            )
+        parts = [checkpoint.rows(name, start, stop) for checkpoint in self._checkpoints]
+        zeros, mismatched = [0] * len(parts), 0
+        if mask is not None:
+            for part in parts:
+                check_zeros(name, part, mask[start:stop], start)
+        elif dtype.is_floating_point and len(self.shapes[name]) > 1:
+            patterns = [nonzero(part).numpy() for part in parts]
+            zeros = [pattern.size - int(np.count_nonzero(pattern)) for pattern in patterns]
+            mismatched = sum(int(np.count_nonzero(pattern != patterns[0])) for pattern in patterns[1:])
+        return _mean(parts, shares, dtype), zeros, mismatched
 
     def __enter__(self) -> "Average":
         return self
@@ -147,10 +162,11 @@ def common_masks(folders: Sequence[Path]) -> Masks | None:
         raise MaskError(
             f"Expected {MASKS} in every folder or in none, missing: {without[0]}. Average candidates of one phase."
         )
+    fingerprints = list(ahead(stored_fingerprint, paths))
     first = Masks.load(paths[0])
-    for path in paths[1:]:
-        other = Masks.load(path)
-        if other.fingerprint() != first.fingerprint():
+    for path, fingerprint in zip(paths, fingerprints, strict=True):
+        if fingerprint != first.fingerprint():
+            other = Masks.load(path)
             name = next((n for n in first if n not in other or not torch.equal(first[n], other[n])), "another tensor")
             raise MaskError(
                 f"All candidates of a soup must share one mask, but {paths[0].parent} and {path.parent} differ at {name!r}. "
@@ -221,7 +237,11 @@ def _check_alike(checkpoints: Sequence[Checkpoint]) -> None:
 def _mean(parts: Sequence[Tensor], shares: Sequence[float], dtype: torch.dtype) -> Tensor:
     if not dtype.is_floating_point:
         return parts[0]
-    total = parts[0].double() * shares[0]
-    for part, share in zip(parts[1:], shares[1:], strict=True):
-        total.add_(part, alpha=share)
-    return total.div_(sum(shares)).to(dtype)
+    mean, flat = torch.empty_like(parts[0]), [part.reshape(-1) for part in parts]
+    total = torch.empty(min(BLOCK, mean.numel()), dtype=torch.float64)
+    for block, *others in zip(*(part.split(BLOCK) for part in (mean.view(-1), *flat)), strict=True):
+        summed = total[: block.numel()].copy_(others[0]).mul_(shares[0])
+        for part, share in zip(others[1:], shares[1:], strict=True):
+            summed.add_(part, alpha=share)
+        block.copy_(summed.div_(sum(shares)))
+    return mean

@@ -79,11 +79,7 @@ class Masks(Mapping[str, Tensor]):
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes and bits: equal exactly where the masks are equal."""
         if self._fingerprint is None:
-            digest = hashlib.sha256()
-            for name in sorted(self):
-                digest.update(json.dumps([name, list(self[name].shape)]).encode())
-                digest.update(_pack(self[name]).numpy().tobytes())
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint = _digest({name: (_pack(mask), list(mask.shape)) for name, mask in self.items()})
         return self._fingerprint
 
     def is_within(self, other: "Masks") -> bool:
@@ -166,25 +162,15 @@ class Masks(Mapping[str, Tensor]):
             MaskError: If the file is damaged, no file of masks, or a link that leaves its folder.
             FileNotFoundError: If it is missing.
         """
-        path = Path(path)
-        if path.is_dir():
-            there = f" There is one: {path / MASKS}." if find_file(path, MASKS, MaskError) else ""
-            raise MaskError(f"Expected a file of masks, got the folder {path}.{there}")
-        find_file(path.parent, path.name, MaskError)
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if FORMAT not in metadata:
-                    raise MaskError(f"{path} must be a file of masks ({FORMAT}), got metadata {sorted(metadata)}.")
-                header = json.loads(metadata[FORMAT])
-                shapes = header["shapes"].items()
-                masks = cls({name: _unpack(file.get_tensor(name), shape) for name, shape in shapes})
-                fingerprint = header["fingerprint"]
-        except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise MaskError(f"{path} is damaged: {error}. Write the masks again, or fetch the file anew.") from error
-        if masks.fingerprint() != fingerprint:
-            raise MaskError(f"{path} is damaged: its masks do not match their checksum. Fetch the file anew.")
+        packed, fingerprint = _read(Path(path))
+        masks = cls({name: _unpack(bits, shape) for name, (bits, shape) in packed.items()})
+        masks._fingerprint = fingerprint
         return masks
+
+
+def stored_fingerprint(path: Path) -> str:
+    """The fingerprint of a file of masks, whose bits were compared with it; errors as in [`Masks.load`]."""
+    return _read(path)[1]
 
 
 def check_fingerprint(masks: Masks, expected: str, whose: str) -> None:
@@ -236,9 +222,10 @@ def check_zeros(name: str, weight: Tensor, mask: Tensor, first_row: int = 0) -> 
 
     Both of one shape: the whole tensor, or its rows from `first_row` on.
     """
-    mask = mask.to(weight.device)
-    if (weight.bool() > mask).any():
-        revived = (weight.bool() > mask).nonzero()
+    revived = nonzero(weight) > mask.to(weight.device)
+    # Of bools on the CPU, numpy's any takes a twentieth of the time of torch's.
+    if revived.numpy().any() if revived.device.type == "cpu" else revived.any():
+        revived = revived.nonzero()
         first = [(row + first_row, *rest) for row, *rest in revived[:3].tolist()]
         raise MaskError(
             f"Pruned weights of {name!r} must be exactly 0.0, but {len(revived)} are not, first at {first}. "
@@ -246,14 +233,60 @@ def check_zeros(name: str, weight: Tensor, mask: Tensor, first_row: int = 0) -> 
         )
 
 
+def nonzero(weight: Tensor) -> Tensor:
+    """Where a tensor is not zero: `weight != 0`, of floats on the CPU by their bits, in a third to a ninth of the time."""
+    kinds = {torch.float32: (torch.int32, np.uint32), torch.float16: (torch.int16, np.uint16)}
+    kinds[torch.bfloat16] = kinds[torch.float16]
+    if weight.device.type != "cpu" or weight.dtype not in kinds:
+        return weight != 0
+    whole, unsigned = kinds[weight.dtype]
+    bits = weight.detach().contiguous().view(-1).view(whole).numpy().view(unsigned)
+    return torch.from_numpy(bits << unsigned(1) != 0).view(weight.shape)  # Without its sign a zero is all zeros.
+
+
+def _read(path: Path) -> tuple[dict[str, tuple[Tensor, list[int]]], str]:
+    """Bits and shapes by name, and their fingerprint."""
+    if path.is_dir():
+        there = f" There is one: {path / MASKS}." if find_file(path, MASKS, MaskError) else ""
+        raise MaskError(f"Expected a file of masks, got the folder {path}.{there}")
+    find_file(path.parent, path.name, MaskError)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if FORMAT not in metadata:
+                raise MaskError(f"{path} must be a file of masks ({FORMAT}), got metadata {sorted(metadata)}.")
+            header = json.loads(metadata[FORMAT])
+            packed = {name: (_checked(file.get_tensor(name), shape), shape) for name, shape in header["shapes"].items()}
+            fingerprint, found = header["fingerprint"], _digest(packed)
+    except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise MaskError(f"{path} is damaged: {error}. Write the masks again, or fetch the file anew.") from error
+    if found != fingerprint:
+        raise MaskError(f"{path} is damaged: its masks do not match their checksum. Fetch the file anew.")
+    return packed, fingerprint
+
+
+def _digest(packed: Mapping[str, tuple[Tensor, list[int]]]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(packed):
+        bits, shape = packed[name]
+        digest.update(json.dumps([name, shape]).encode())
+        digest.update(bits.numpy().data)
+    return digest.hexdigest()
+
+
 def _pack(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(mask.reshape(-1).numpy(), bitorder="little"))
 
 
-def _unpack(bits: Tensor, shape: list[int]) -> Tensor:
+def _checked(bits: Tensor, shape: list[int]) -> Tensor:
     count = int(np.prod(shape, dtype=np.int64))
     if bits.numel() != -(-count // 8):
         raise MaskError(
             f"A mask of shape {shape} needs {-(-count // 8)} bytes, got {bits.numel()}: the file is damaged."
         )
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count, bitorder="little").astype(bool)).reshape(shape)
+    return bits
+
+
+def _unpack(bits: Tensor, shape: list[int]) -> Tensor:
+    count = int(np.prod(shape, dtype=np.int64))
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count, bitorder="little").view(bool)).reshape(shape)

@@ -19,19 +19,28 @@ MUTATIONS = 10_000
 
 @pytest.fixture
 def original(tmp_path):
-    """A small file with every coding: plain bits, a Rice code, 2:4, a tensor stored as it is."""
+    """A small file with every coding: plain bits, a Rice code, 2:4, exponents, a tensor stored as it is."""
     torch.manual_seed(0)
     kept = torch.rand(8, 16, 4).argsort(-1) < 2
     weights = {
         "rice.weight": torch.randn(6, 40) * (torch.rand(6, 40) > 0.9),
         "plain.weight": torch.randn(8, 16) * (torch.rand(8, 16) > 0.4),
         "nm.weight": (torch.randn(8, 16, 4) * kept).flatten(1).half(),
+        "dense.weight": torch.randn(32, 33).bfloat16(),
+        "both.weight": torch.randn(32, 40) * (torch.rand(32, 40) > 0.9),
         "bias": torch.randn(5),
     }
     save_file(weights, tmp_path / "dense.safetensors")
     write_compact(tmp_path / "dense.safetensors", tmp_path / "compact.safetensors", "t5", entropy_coded=True)
     with CompactFile(tmp_path / "compact.safetensors") as file:
-        assert {stored.coding for stored in file.tensors.values()} == {"rice", "bitmask", "2:4", ""}
+        assert {stored.coding for stored in file.tensors.values()} == {
+            "rice",
+            "bitmask",
+            "2:4",
+            "exponents",
+            "rice+exponents",
+            "",
+        }
     return weights, (tmp_path / "compact.safetensors").read_bytes()
 
 
@@ -71,7 +80,10 @@ def seal(raw):
         tensors = {name: e for name, e in header.items() if name != "__metadata__"}
         known = {"about": {k: v for k, v in about.items() if k != "sha256"}, "tensors": tensors}
         canonical = json.dumps(known, sort_keys=True, separators=(",", ":")).encode()
-        digest = hashlib.sha256(raw[8 + length :] + canonical).hexdigest()
+        data = raw[8 + length :]
+        if about["version"] != 1 and data:
+            data = hashlib.sha256(data).digest()
+        digest = hashlib.sha256(data + canonical).hexdigest()
         return raw[:8] + text.replace(about["sha256"].encode(), digest.encode()) + raw[8 + length :]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
         return raw

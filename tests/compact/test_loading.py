@@ -74,10 +74,10 @@ MODELS = {
 }
 
 
-def packed(model, folder, keep_dense=True, **options):
+def packed(model, folder, keep_dense=True, entropy_coded=False, **options):
     prune(model, 0.9)
     model.save_pretrained(folder, **options)
-    return pack(folder, keep_dense=keep_dense)
+    return pack(folder, keep_dense=keep_dense, entropy_coded=entropy_coded)
 
 
 def assert_equal(model, expected, dtype=None):
@@ -89,12 +89,13 @@ def assert_equal(model, expected, dtype=None):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("form", ["sparse", None])
+@pytest.mark.parametrize("form", ["sparse", "entropy coded", None])
 @pytest.mark.parametrize("options", [{}, {"dtype": torch.bfloat16}, {"device_map": "cpu"}], ids=["", "dtype", "device"])
 def test_from_pretrained_gives_the_same_weights(tmp_path, name, form, options):
     model = MODELS[name]()
-    folder = packed(model, tmp_path)
-    loaded, info = type(model).from_pretrained(folder, variant=form, output_loading_info=True, **options)
+    folder = packed(model, tmp_path, entropy_coded=form == "entropy coded")
+    variant = "sparse" if form else None
+    loaded, info = type(model).from_pretrained(folder, variant=variant, output_loading_info=True, **options)
     assert_equal(loaded, model, options.get("dtype"))
     assert not any(info.values())
     assert not hasattr(loaded.config, "quantization_config"), "an ordinary model"

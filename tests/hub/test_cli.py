@@ -39,7 +39,7 @@ def test_pack_inspect_unpack(folder, tmp_path, capsys):
     masks = Masks.load(folder / "masks.safetensors")
     name = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
     row = next(line for line in lines if line.startswith(name)).split()
-    assert row[1:5] == ["F32", "64x32", f"{100 * masks.sparsity_per_tensor()[name]:.2f}", "rice"]
+    assert row[1:5] == ["F32", "64x32", f"{100 * masks.sparsity_per_tensor()[name]:.2f}", "rice+exponents"]
     assert f"masks: 90.0000% of 20,480 weights removed, fingerprint {masks.fingerprint()[:16]}" in lines
 
     assert main(["unpack", str(tmp_path / "packed")]) == 0

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sms_hf.sparsity import MaskError, Masks
+from sms_hf.sparsity.masks import nonzero, stored_fingerprint
 
 torch.set_num_threads(1)
 
@@ -373,3 +374,22 @@ def test_equal_masks_are_equal_files(tmp_path):
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
     with pytest.raises(FileNotFoundError):
         Masks.load(tmp_path / "masks.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64])
+def test_nonzero_is_what_differs_from_zero(dtype):
+    special = torch.tensor([0.0, -0.0, 1e-45, -1e-7, 3.0, float("inf"), float("nan")])
+    for values in (special, special[2], torch.zeros(0, 3), torch.arange(24.0).reshape(4, 6).T[::2]):
+        values = values.nan_to_num().to(dtype) if dtype == torch.int64 else values.to(dtype)
+        assert torch.equal(nonzero(values), values != 0)
+
+
+def test_a_file_of_masks_tells_its_fingerprint_and_whether_it_is_whole(tmp_path):
+    masks = Masks({"a": torch.tensor([[True, False, True]]), "b": torch.ones(2, 2, dtype=torch.bool)})
+    path = tmp_path / "masks.safetensors"
+    masks.save(path)
+    assert stored_fingerprint(path) == masks.fingerprint() == Masks.load(path).fingerprint()
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 0x80]))  # A bit beyond the last weight.
+    with pytest.raises(MaskError, match="do not match their checksum"):
+        stored_fingerprint(path)
