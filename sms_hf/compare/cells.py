@@ -19,8 +19,10 @@ from transformers import set_seed
 from ..files.records import read_json
 from ..files.writing import new_folder, write_json
 from ..report.text import format_seconds
-from ..tasks.job import as_perplexity, make_trainer, prepare
+from ..tasks.job import prepare
+from ..tasks.outcome import as_perplexity
 from ..tasks.settings import RecipeError
+from ..tasks.task import make_trainer
 from ..training.arguments import SparseSoupTrainingArguments
 from ..training.deciding import deciding_arguments
 from ..training.processes.launch import single_process

@@ -198,6 +198,10 @@ def _check(study: Study, path: Path) -> None:
         )
         own = sorted(set(values) & set(OWN))
         _expect(not own, f"{path}, {group}: {own} are set by the comparison. Use {', '.join(AXES)} and output_dir.")
+        _expect(
+            "smaller_first" not in values,
+            f"{path}, {group}: expected no smaller_first: a cell is one run. Make the model smaller first, and compare from it.",
+        )
         _expect("seed" not in (values.get("vary") or ()), f"{path}, {group}: expected no seed in `vary`. Use seeds.")
     for label, values in study.methods.items():
         method = {**study.settings, **values}.get("pruning_method", "sms")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..sparsity.pruning import prune
 from ..sparsity.structures import STRUCTURES, Group, Member
 from .dead_units import DEAD
 from .rebuilding import Cut, check_plain, misfit, rebuild, shape
@@ -126,6 +127,13 @@ def shrink(model: PreTrainedModel) -> PreTrainedModel:
             + "\nPrune whole units, as many in every layer: pruning_pattern='neurons' and pruning_scope='uniform'."
         )
     return rebuild(model, plan.config, plan.kept)
+
+
+def try_shrinking(model: PreTrainedModel, pattern: str, sparsity: float) -> Shrinking:
+    """What [`shrink`] would remove if `sparsity` of the `"neurons"` or `"heads"` were pruned; tried on a copy."""
+    trial = copy.deepcopy(model)
+    prune(trial, sparsity, scope="uniform", pattern=pattern)
+    return plan_shrinking(trial)
 
 
 @torch.no_grad()

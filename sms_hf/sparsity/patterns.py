@@ -22,6 +22,11 @@ def parse_nm(pattern: str) -> tuple[int, int] | None:
         return None
     numbers = re.fullmatch(r"(\d+):(\d+)", pattern)
     n, m = (int(number) for number in numbers.groups()) if numbers else (0, 0)
+    if pattern == "layers":
+        raise ValueError(
+            "pruning_pattern must name what a mask can remove, got 'layers': where norms follow the addition (BERT, Marian) no "
+            "zeros make a layer the identity. Layers go before a run: sms_hf.drop_layers, or smaller_first of the recipes."
+        )
     if not 1 <= n < m:
         raise ValueError(
             f"pruning_pattern must be one of {sorted([UNSTRUCTURED, *STRUCTURES])} or 'N:M' with 1 <= N < M, got "

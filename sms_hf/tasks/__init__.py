@@ -2,10 +2,11 @@
 
 from .data import from_hub, limit, read_files, read_hub, select_columns
 from .dense import demo_model
-from .job import as_perplexity, make_trainer, prepare, run
+from .job import prepare, run
 from .models import keep_layers, model_for_classes
+from .outcome import as_perplexity
 from .settings import CommonArguments, FileArguments, FolderArguments, RecipeError, parse
-from .task import Task
+from .task import Task, make_trainer
 
 __all__ = [
     "CommonArguments",

@@ -28,6 +28,13 @@ class CommonArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many training rows."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first so many validation rows."})
     max_test_samples: int | None = field(default=None, metadata={"help": "Use only the first so many test rows."})
+    smaller_first: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Make the model smaller first, as in 'layers:0.33 neurons:0.5': a soup of its own for each of these "
+            "fractions of layers, neurons or heads. What is left is then pruned to target_sparsity."
+        },
+    )
     resume: bool = field(default=False, metadata={"help": "Go on with the run in output_dir."})
     dense_epochs: float = field(default=3.0, metadata={"help": "With --demo: epochs of training for the dense model."})
     dense_dir: str | None = field(

@@ -7,6 +7,9 @@ from typing import Any
 import datasets
 from transformers import PreTrainedModel
 
+from ..training.arguments import SparseSoupTrainingArguments
+from ..training.trainer import SparseSoupTrainer
+
 
 @dataclass
 class Task:
@@ -26,3 +29,19 @@ class Task:
     """For the model card: keyword arguments of `trainer.push_to_hub`."""
     perplexity: bool = False
     """Whether the metric is a loss per token that the table shows as exp(loss)."""
+
+
+def make_trainer(task: Task, args: SparseSoupTrainingArguments) -> SparseSoupTrainer:
+    """The trainer of a task."""
+    trainer = SparseSoupTrainer(
+        model=task.model,
+        args=args,
+        train_dataset=task.train,
+        eval_dataset=task.validation,
+        processing_class=task.processing_class,
+        data_collator=task.data_collator,
+        compute_metrics=task.compute_metrics,
+        preprocess_logits_for_metrics=task.preprocess_logits_for_metrics,
+    )
+    trainer.card = task.card
+    return trainer

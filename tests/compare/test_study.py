@@ -266,6 +266,7 @@ def test_longest_first(toy):
         ({"settings": {"num_fases": 2}}, [], "settings: expected settings of the recipe toy, got \\['num_fases'\\]"),
         ({"settings": {"target_sparsity": 0.5}}, [], "\\['target_sparsity'\\] are set by the comparison"),
         ({"settings": {"vary": {"seed": [1, 2]}}}, [], "expected no seed in `vary`"),
+        ({"settings": {"smaller_first": ["neurons:0.5"]}}, [], "expected no smaller_first: a cell is one run"),
         ({"methods": {"A": {"pruning_method": "magic"}}, "companions": None}, [], "pruning_method must be one of"),
         ({"methods": {"A b": {}, "a B": {}}, "companions": None}, [], "labels must give different folders"),
         ({"companions": "SMS"}, [], "companions must be one of the methods \\(IMP, SMS"),

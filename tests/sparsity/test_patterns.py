@@ -342,3 +342,8 @@ def test_every_matrix_of_a_gpt2():
     assert list(masks) == list(find_prunable(model).parameters)
     for mask in masks.values():
         assert (along_inputs(mask.t(), 4) == 2).all()
+
+
+def test_layers_are_no_pattern_and_the_error_says_where_they_go():
+    with pytest.raises(ValueError, match=r"got 'layers': .* sms_hf\.drop_layers, or smaller_first"):
+        check_options("uniform", "magnitude", None, "layers")
