@@ -69,6 +69,8 @@ def load_kernel() -> ctypes.CDLL | None:
     library.sparse_linear.restype = None
     library.sparse_linear.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_long] * 3 + [ctypes.c_int]
     library.tile_rows.restype = ctypes.c_long
+    library.int8_linear.restype = None
+    library.int8_linear.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_long] * 3 + [ctypes.c_int]
     return library
 
 
@@ -108,4 +110,29 @@ class SparseMatrix:
         tile = torch.empty(self._tile_size if rows > 1 else 0)
         ends = (None if bias is None else bias.data_ptr(), *self._pointers, tile.data_ptr())
         self._multiply(x.data_ptr(), y.data_ptr(), *ends, rows, self.columns, self.outputs, torch.get_num_threads())
+        return y
+
+
+class ByteMatrix:
+    """
+    A dense matrix of `(outputs, columns)` for the kernel, rounded to 8 bits: the largest weight of each output is 127 steps.
+
+    Args:
+        weight (`Tensor`): Float32.
+    """
+
+    def __init__(self, weight: Tensor):
+        library = load_kernel()
+        assert library is not None
+        self.outputs, self.columns = weight.shape
+        scale = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        self._parts = ((weight / scale[:, None]).round().to(torch.int8), scale)
+        self._pointers = [part.data_ptr() for part in self._parts]
+        self._multiply = library.int8_linear
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """`x W^T + b` for a contiguous float32 `x` of `(rows, columns)`."""
+        y = torch.empty(len(x), self.outputs)
+        ends = (None if bias is None else bias.data_ptr(), *self._pointers)
+        self._multiply(x.data_ptr(), y.data_ptr(), *ends, len(x), self.columns, self.outputs, torch.get_num_threads())
         return y

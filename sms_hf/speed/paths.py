@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .kernel import MOST_COLUMNS, SparseMatrix, cache_folder, cached_file, load_kernel, processor
+from .kernel import MOST_COLUMNS, ByteMatrix, SparseMatrix, cache_folder, cached_file, load_kernel, processor
 
 Multiply = Callable[[Tensor, Tensor | None], Tensor]
 """(contiguous float32 or bfloat16 `(rows, columns)`, bias) -> `(rows, outputs)`."""
@@ -47,12 +47,7 @@ def _kernel(weight: Tensor) -> Multiply | None:
     """Sparse, by our kernel."""
     if not _is_sparse(weight) or weight.shape[1] > MOST_COLUMNS or load_kernel() is None:
         return None
-    matrix, dtype = SparseMatrix(weight.float()), weight.dtype
-
-    def multiply(x: Tensor, bias: Tensor | None) -> Tensor:
-        return matrix.multiply(x.float(), None if bias is None else bias.float()).to(dtype)
-
-    return matrix.multiply if dtype == torch.float32 else multiply
+    return _in_float32(SparseMatrix(weight.float()).multiply, weight.dtype)
 
 
 def _csr(weight: Tensor) -> Multiply | None:
@@ -71,8 +66,22 @@ def _csr(weight: Tensor) -> Multiply | None:
     return multiply
 
 
+def _int8(weight: Tensor) -> Multiply | None:
+    """Dense, of 8 bits, by our kernel. Not exact."""
+    return None if load_kernel() is None else _in_float32(ByteMatrix(weight.float()).multiply, weight.dtype)
+
+
+def _in_float32(multiply: Multiply, dtype: torch.dtype) -> Multiply:
+    """The same for what comes in another dtype."""
+    if dtype == torch.float32:
+        return multiply
+    return lambda x, bias: multiply(x.float(), None if bias is None else bias.float()).to(dtype)
+
+
 PATHS: dict[str, Callable[[Tensor], Multiply | None]] = {"oneDNN": _onednn, "kernel": _kernel, "CSR": _csr}
 """Name -> weight of `(outputs, columns)` -> how to multiply with it; `None` where it does not go."""
+INEXACT = {"int8": _int8}
+"""The same for ways that round the weights: only where they are asked for."""
 
 
 def _is_sparse(weight: Tensor) -> bool:
@@ -91,9 +100,13 @@ class Fast:
     What is known of one weight: the ways it can be multiplied with, and which is fastest for how many rows.
 
     Everything is made when it is first needed, and made anew when the weight has changed. A copy of a layer starts anew.
+
+    Args:
+        inexact (`bool`): Whether [`INEXACT`] ways may be taken.
     """
 
-    def __init__(self):
+    def __init__(self, inexact: bool = False):
+        self.ways = PATHS | (INEXACT if inexact else {})
         self.seen: tuple[int, int] | None = None
         self._forget()
 
@@ -104,7 +117,7 @@ class Fast:
         self.sparsity = 0.0
 
     def __deepcopy__(self, memo: object) -> "Fast":
-        return Fast()
+        return Fast(self.ways != PATHS)
 
     def __reduce__(self):
         raise TypeError(
@@ -145,10 +158,12 @@ class Fast:
 
     def _choose(self, size: int, rows: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         known = Measurements.load()
-        key = f"{tuple(weight.shape)} {weight.dtype} {size} {self.sparsity:.2f}"
+        key = f"{tuple(weight.shape)} {weight.dtype} {size} {self.sparsity:.2f}" + (
+            " int8" if self.ways != PATHS else ""
+        )
         name, ratio = known.get(key, (None, 1.0))
         if name is None:
-            paths = {label: path for label in PATHS if (path := self._make(label, weight)) is not None}
+            paths = {label: path for label in self.ways if (path := self._make(label, weight)) is not None}
             name, ratio = measure(paths, rows, weight, bias)
             known.add(key, name, ratio)
         elif name != DENSE and self._make(name, weight) is None:
@@ -158,7 +173,7 @@ class Fast:
 
     def _make(self, name: str, weight: Tensor) -> Multiply | None:
         if name not in self.paths:
-            path = PATHS[name](weight)
+            path = self.ways[name](weight)
             if path is None:
                 return None
             self.paths[name] = path
@@ -199,7 +214,9 @@ class Measurements:
         self.known: dict[str, tuple[str, float]] = {}
         with suppress(OSError, ValueError):
             found = json.loads(path.read_text(encoding="utf-8"))
-            self.known = {k: (str(name), float(ratio)) for k, (name, ratio) in found.items() if name in (DENSE, *PATHS)}
+            self.known = {
+                k: (str(name), float(ratio)) for k, (name, ratio) in found.items() if name in (DENSE, *PATHS, *INEXACT)
+            }
 
     @classmethod
     def load(cls) -> "Measurements":

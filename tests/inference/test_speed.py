@@ -121,6 +121,63 @@ def test_bfloat16(name, always):
     torch.testing.assert_close(got.float(), expected.float(), rtol=0.05, atol=0.05)
 
 
+@needs_compiler
+def test_weights_of_8_bits_by_hand():
+    """The largest of each row is 127 steps from zero."""
+    matrix = kernel.ByteMatrix(torch.tensor([[127.0, 3.4, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, -0.5]]))
+    x = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 2.0]])
+    assert matrix.multiply(x, None).tolist() == [[127.0, 0.0, 0.0], [3.0, 0.0, 0.0], [0.0, 0.0, -1.0]]
+    assert matrix.multiply(x[:1], torch.tensor([1.0, 2.0, 3.0])).tolist() == [[128.0, 2.0, 3.0]]
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("outputs", "columns"), [(1, 1), (17, 5), (64, 33), (130, 300), (7, 4096)])
+def test_any_number_of_rows_of_8_bits(outputs, columns, threads):
+    generator = torch.Generator().manual_seed(outputs)
+    weight, bias = torch.randn(outputs, columns, generator=generator), torch.randn(outputs, generator=generator)
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    rounded, before = (weight / scale).round() * scale, torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for rows in (1, 2, 3, 4, 5, 8, 33):
+            x = torch.randn(rows, columns, generator=generator)
+            torch.testing.assert_close(
+                kernel.ByteMatrix(weight).multiply(x, bias), x @ rounded.T + bias, rtol=1e-4, atol=1e-4
+            )
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["t5", "marian", "gpt2", "llama"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_of_8_bits_where_it_is_asked_for(name, dtype, always, tmp_path):
+    always("int8")
+    model = build(name, dtype)
+    expected, weights = outputs(model), copy.deepcopy(model.state_dict())
+    speed_up(model, int8_head=True)
+    found = outputs(copy.deepcopy(model))
+    assert (found - expected).norm() < 0.02 * expected.norm()
+    assert not torch.equal(found, expected)
+    outputs(model)
+    taken = [name for name, module in model.named_modules() if hasattr(module, "fast") and "int8" in ways_of(module)]
+    assert taken == ["lm_head"], "and no other layer"
+    assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+    assert outputs(model).abs().max() == (model.final_logits_bias.abs().max() if name == "marian" else 0), "noticed"
+    assert torch.equal(outputs(speed_up(build(name, dtype))), expected), "not unless it is asked for"
+
+
+def test_a_head_that_is_not_there():
+    model = build("bert")
+    with pytest.raises(ValueError, match="map to a vocabulary, got BertForSequenceClassification"):
+        speed_up(model, int8_head=True)
+    assert not ways_of(model)
+    assert not any(hasattr(module, "fast") for module in model.modules())
+
+
 def test_back(always, tmp_path):
     always("oneDNN")
     model = build("t5")
