@@ -8,7 +8,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from ..choices import check_choice
 from ..compact.folders import FORMATS
-from ..soup.ingredients import SOUP_METHODS
+from ..soup.ingredients import NEEDS_PARENT, SOUP_METHODS
 from ..sparsity.pruning import CRITERIA, SCOPES, check_options, pattern_sparsity
 from ..sparsity.schedules import RETRAIN_SCHEDULES
 from .plan.candidates import Phase, vary_candidates
@@ -173,6 +173,13 @@ class SparseSoupArguments(_TrainingArguments):
         metadata={
             "help": "SMS: how often the candidates of a phase are averaged; all but the last time they go on from the average, "
             "each with its own optimizer (PAPA, DART, local SGD). 1: as in the paper."
+        },
+    )
+    outer_step: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "With averaging_rounds: learning rate and momentum of a step from where candidates started to their "
+            "average, as 0.7 0.9 (DiLoCo). Default: they go on from the average."
         },
     )
     candidate_data: str = field(
@@ -424,10 +431,16 @@ class SparseSoupArguments(_TrainingArguments):
             phase_shares=self.phase_shares,
             shared_fraction=self.shared_fraction,
             averaging_rounds=self.averaging_rounds,
+            outer_step=self.outer_step,
             dense_train_epochs=self.dense_train_epochs,
             original_num_epochs=self.original_num_epochs,
         )
         return make_plan(self.pruning_method, request)
+
+    @property
+    def keeps_parents(self) -> bool:
+        """Whether a parent is needed until its soup is made."""
+        return self.soup_method in NEEDS_PARENT or self.outer_step is not None
 
     @property
     def selection_metric(self) -> tuple[str, bool]:

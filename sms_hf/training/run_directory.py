@@ -93,7 +93,8 @@ class PhaseFolder:
 
     Attributes:
         number (`int`): Counts from 1.
-        parent, soup, trial (`Path`): Model folders: what candidates start from, what they become, an average that is tried.
+        parent, soup, trial, velocity (`Path`): Model folders: what candidates start from, what they become, an average that is
+            tried, what an outer step leaves for the next.
         parent_record, record, diagnostics, trials (`Path`): Records of the parent, of the whole phase, of how candidates lie
             to each other, and of the scores of averages.
     """
@@ -104,7 +105,7 @@ class PhaseFolder:
         self.root = internal / f"phase-{number}"
         self.parent, self.parent_record = self.root / "parent", self.root / "parent.json"
         self.soup, self.record = self.root / "soup", self.root / "phase.json"
-        self.trial = self.root / "trial"
+        self.trial, self.velocity = self.root / "trial", self.root / "velocity"
         self.diagnostics, self.trials = self.root / "diagnostics.json", self.root / "trials.json"
 
     @property

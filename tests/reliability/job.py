@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gmp": {"pruning_method": "gmp-sms"},
     "soup": {"pruning_method": "gmp-soup"},
     "shared": {"shared_fraction": 0.5},
-    "rounds": {"averaging_rounds": 2, "candidate_data": "shards", "tail_average": "ema"},
+    "rounds": {"averaging_rounds": 2, "outer_step": [0.7, 0.9], "candidate_data": "shards", "tail_average": "ema"},
     "reprune": {"pruning_method": "imp-reprune"},
     "both": {"sparse_format": "both", "keep_candidates": True},
     # Ends in the middle of an epoch, with a checkpoint of its last step.

@@ -29,6 +29,7 @@ OPTIONS = [
     "phase_shares",
     "shared_fraction",
     "averaging_rounds",
+    "outer_step",
     "candidate_data",
     "dense_train_epochs",
     "retrain_schedule",

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...soup.ingredients import NEEDS_PARENT
 from ...soup.lottery_pools import COEFFICIENTS
 from ..arguments import SparseSoupArguments
 from ..plan.candidates import Candidate, Phase
@@ -293,7 +292,7 @@ def _disk_bytes(
         if phase.merge == "none":
             wait += count + parents
             continue
-        kept_parent = parents if args.keep_candidates or args.soup_method in NEEDS_PARENT else 0
+        kept_parent = parents if args.keep_candidates or args.keeps_parents else 0
         peak = max(peak, (here + kept_parent + MODELS_BESIDE_CANDIDATES) * facts.folder_bytes + optimizers)
         handed = sum(states)
         stay, wait = stay + 1 + (wait + count + parents if args.keep_candidates else 0), 0

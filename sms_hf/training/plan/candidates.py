@@ -67,6 +67,8 @@ class Phase:
         keeps_optimizers (`bool`): Its candidates hand on the states of their optimizers, too.
         goes_on (`bool`): Its candidates go on with the optimizers of the phase before: each with its own, or all with that
             of the only one.
+        outer_step (`tuple[float, float]`, *optional*): Learning rate and momentum of a step from the parent towards the average
+            of the candidates, which takes its place.
     """
 
     number: int
@@ -80,6 +82,7 @@ class Phase:
     window: tuple[float, float] = (0.0, 1.0)
     keeps_optimizers: bool = False
     goes_on: bool = False
+    outer_step: tuple[float, float] | None = None
 
     @property
     def is_trunk(self) -> bool:

@@ -43,6 +43,7 @@ class Request:
         phase_shares (`list[float]`, *optional*): Each phase's part of the epochs of all phases; together 1.
         shared_fraction (`float`): Part of the epochs of a phase that its candidates share before they part, in `[0, 1)`.
         averaging_rounds (`int`): How often the candidates of a phase are averaged, at least 1.
+        outer_step (`list[float]`, *optional*): Learning rate and momentum of the step towards each of these averages.
         dense_train_epochs (`float`, *optional*): Epochs that BIMP trains before it prunes.
         original_num_epochs (`float`, *optional*): Epochs of the training that made the dense model, for ALLR.
     """
@@ -58,6 +59,7 @@ class Request:
     phase_shares: list[float] | None = None
     shared_fraction: float = 0.0
     averaging_rounds: int = 1
+    outer_step: list[float] | None = None
     dense_train_epochs: float | None = None
     original_num_epochs: float | None = None
 
@@ -121,6 +123,12 @@ def _check_options(method: str, request: Request) -> None:
         raise ValueError(
             f"averaging_rounds must be at least 1, and 1 with shared_fraction, got {request.averaging_rounds} and {fraction}."
         )
+    step = request.outer_step
+    if step is not None and (len(step) != 2 or request.averaging_rounds == 1 or step[0] <= 0 or not 0 <= step[1] < 1):
+        raise ValueError(
+            "outer_step must be a learning rate above 0 and a momentum in [0, 1), with averaging_rounds above 1, got "
+            f"{step} and {request.averaging_rounds}. DiLoCo's are [0.7, 0.9]."
+        )
     if request.pruning_end is not None and not 0.0 < request.pruning_end < 1.0:
         raise ValueError(f"pruning_end must lie in (0, 1), got {request.pruning_end}. Default: {PRUNING_END}.")
 
@@ -159,7 +167,7 @@ def _sms(request: Request) -> list[Phase]:
 
     With `averaging_rounds` `R` each is `R` phases here: the copies are averaged `R` times, and go on from the average, each
     with its own optimizer, along one schedule (PAPA-all: Jolicoeur-Martineau et al., TMLR 2024; DART: Jain et al., CVPR 2023;
-    local SGD: Stich, ICLR 2019).
+    local SGD: Stich, ICLR 2019), or from an `outer_step` towards it (DiLoCo: Douillard et al. 2023).
     """
     if not request.shared_fraction and request.averaging_rounds == 1:
         return _iterative(request)
@@ -197,6 +205,7 @@ def _in_rounds(request: Request, sparsity: float, number: int, length: float) ->
             window=(r / rounds, (r + 1) / rounds),
             keeps_optimizers=r < rounds - 1,
             goes_on=r > 0,
+            outer_step=None if request.outer_step is None else (request.outer_step[0], request.outer_step[1]),
         )
         for r in range(rounds)
     ]
@@ -377,7 +386,7 @@ METHODS = {
     "imp-mx": Method(_imp_mx, averages=True, options=ITERATIVE),
     "imp-reprune": Method(_imp_reprune, averages=True, options=ITERATIVE),
     "imp-avg": Method(_imp_avg, averages=True, options=ITERATIVE),
-    "sms": Method(_sms, averages=True, options=ITERATIVE | {"shared_fraction", "averaging_rounds"}),
+    "sms": Method(_sms, averages=True, options=ITERATIVE | {"shared_fraction", "averaging_rounds", "outer_step"}),
     "gmp": Method(_gmp, prunes_while_training=True, options=GRADUAL),
     "gmp-mx": Method(_gmp_mx, averages=True, prunes_while_training=True, options=GRADUAL),
     "gmp-soup": Method(_gmp_soup, averages=True, prunes_while_training=True, options=GRADUAL),

@@ -9,6 +9,7 @@ from typing import Any
 from ...files.records import write_record
 from ...soup.averaging import Average, Weight, average_checkpoints
 from ...soup.ingredients import SOUP_METHODS
+from ...soup.outer_step import outer_step
 from ...soup.pool import Pool
 from ...sparsity.masks import Masks, check_fingerprint
 from ..plan.candidates import Phase
@@ -61,8 +62,9 @@ def merge(
     )
     chosen, trials = SOUP_METHODS[method](pool)
     remove(folder.trial)
-    soup = average(bench, phase, folder, chosen, folder.soup)
-    known = scored.get(_formula(chosen))
+    soup, known = average(bench, phase, folder, chosen, folder.soup), scored.get(_formula(chosen))
+    if phase.outer_step is not None:
+        soup, known = _step(bench, phase, folder), None
     metrics = known["metrics"] if known else bench.evaluate(bench.load(soup, phase))
     record = {
         "ingredients": list(chosen),
@@ -106,6 +108,23 @@ def average(
         bench.recalibrate_(model, batches)
     bench.save(model, masks, output)
     return output
+
+
+def _step(bench: Bench, phase: Phase, folder: PhaseFolder) -> Path:
+    """Put an outer step from the parent towards the soup in the soup's place."""
+    assert phase.outer_step is not None
+    before = folder.before.velocity if phase.goes_on else None
+    remove(folder.trial)
+    remove(folder.velocity)
+    folder.soup.rename(folder.trial)
+    after = folder.velocity if phase.keeps_optimizers else None
+    outer_step(folder.trial, folder.parent, before, phase.outer_step, folder.soup, after)
+    if bench.recalibrates:
+        model = bench.load(folder.soup)
+        bench.recalibrate_(model)
+        bench.save(model, Masks.of(folder.soup), folder.soup)
+    remove(folder.trial)
+    return folder.soup
 
 
 def _formula(weights: Mapping[str, Weight]) -> str:

@@ -9,7 +9,6 @@ from safetensors.torch import save
 from ...files.records import read_record, write_record
 from ...files.writing import whole_file
 from ...report.schema import Report
-from ...soup.ingredients import NEEDS_PARENT
 from ..cost.advice import advice_line
 from ..cost.forecast import Forecast
 from ..cost.lines import start_lines
@@ -18,7 +17,7 @@ from ..plan.candidates import Phase
 from ..processes.groups import make_group
 from ..processes.say import say
 from ..processes.store import Processes
-from ..run_directory import PhaseFolder, RunDirectory, model_files, read_or_discard, remove_weights
+from ..run_directory import PhaseFolder, RunDirectory, model_files, read_or_discard, remove, remove_weights
 from .bench import Bench
 from .merging import merge
 from .parents import prune_parent
@@ -88,7 +87,9 @@ class SoupRun:
         pending = self._on_main(f"{name}/pending", lambda: self._pending(phase, folder))
         parent = self._on_main(
             f"{name}/parent",
-            lambda: prune_parent(self.bench, phase, folder, self._origin, bool(pending) or self._stays),
+            lambda: prune_parent(
+                self.bench, phase, folder, self._origin, bool(pending) or self.bench.args.keeps_parents
+            ),
         )
         self._say(parent_line(phase, len(self.plan), parent))
         group = make_group(self.processes, self.bench.args.candidate_processes)
@@ -102,11 +103,6 @@ class SoupRun:
         return self._on_main(f"{name}/merged", lambda: self._finish_phase(phase, folder, parent, start))
 
     # ---- On the main process -----------------------------------------------------------------------------------------
-
-    @property
-    def _stays(self) -> bool:
-        """Whether the parent is an ingredient of the soup."""
-        return self.bench.args.soup_method in NEEDS_PARENT
 
     def _on_main(self, name: str, work: Any) -> Any:
         return self.processes.on_main(f"{self.scope}/{name}", work)
@@ -171,7 +167,7 @@ class SoupRun:
         args = self.bench.args
         records = [read_record(folder.candidate_record(c.name)) for c in phase.candidates]
         check_enough(phase, records, args.min_candidates, folder)
-        if not args.keep_candidates and not self._stays:
+        if not args.keep_candidates and not args.keeps_parents:
             remove_weights(folder.parent)
         soup, diagnostics = (None, {}) if phase.merge == "none" else merge(self.bench, phase, folder, records)
         record = phase_record(phase, parent, records, soup, diagnostics, self.bench.greater_is_better)
@@ -179,6 +175,7 @@ class SoupRun:
         files = [path for model in (left if soup is None else [folder.soup]) for path in model_files(model)]
         if phase.keeps_optimizers:
             files += [folder.optimizer(r["name"]) for r in records if r["failure"] is None]
+            files += model_files(folder.velocity)
         if soup is None:
             files += folder.candidate_records()  # Read by the phases that go on from the candidates.
         record = write_record(folder.record, record | {"seconds": time.time() - start}, files)
@@ -194,5 +191,7 @@ class SoupRun:
             folder, names = self.directory.phase(phase.number), [candidate.name for candidate in phase.candidates]
             for name in names if phase.number < merged.number else ():
                 folder.optimizer(name).unlink(missing_ok=True)
+            if phase.number < merged.number:
+                remove(folder.velocity)
             for model in () if self.bench.args.keep_candidates else (folder.parent, *map(folder.candidate, names)):
                 remove_weights(model)

@@ -121,6 +121,16 @@ def test_candidates_are_averaged_within_a_phase():
         plan("sms", averaging_rounds=2, shared_fraction=0.5)
     with pytest.raises(ValueError, match="averaging_rounds is for pruning_method='sms', got 'imp'"):
         plan("imp", averaging_rounds=2)
+    assert {phase.outer_step for phase in plan("sms", averaging_rounds=2, outer_step=[0.7, 0.9])} == {(0.7, 0.9)}
+    assert {phase.outer_step for phase in phases} == {None}
+
+
+@pytest.mark.parametrize("step", [[0.7], [0.0, 0.9], [0.7, 1.0], [0.7, -0.1], [1, 2, 3]])
+def test_an_outer_step_that_makes_no_sense_is_refused(step):
+    with pytest.raises(ValueError, match="outer_step must be a learning rate above 0 and a momentum in"):
+        plan("sms", averaging_rounds=2, outer_step=step)
+    with pytest.raises(ValueError, match="with averaging_rounds above 1, got"):
+        plan("sms", outer_step=[0.7, 0.9])
 
 
 @pytest.mark.parametrize("method", ["imp", "imp-mx", "sms", "imp-reprune"])

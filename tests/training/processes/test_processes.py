@@ -28,6 +28,7 @@ for method in ["sms"] if "fail" in sys.argv else ["sms", "imp-reprune", "dpf-sms
     args = SparseSoupTrainingArguments(
         output_dir=sys.argv[1] + "/" + method, pruning_method="sms" if method in ("shared", "rounds") else method,
         shared_fraction=0.5 * (method == "shared"), averaging_rounds=1 + (method == "rounds"),
+        outer_step=[0.7, 0.9] if method == "rounds" else None,
         candidate_data="shards" if method == "rounds" else "all", tail_average="lawa" if method == "rounds" else None,
         target_sparsity=0.75, num_phases=2, num_candidates=3,
         num_train_epochs=1, learning_rate=3e-3, per_device_train_batch_size=4, save_strategy="no", pruning_scope="uniform",

@@ -96,6 +96,32 @@ def test_copies_go_on_from_their_average_each_with_its_own_optimizer(make_traine
     assert not list(first.glob("*optimizer*")), "they are of no use once the next round is merged"
 
 
+def test_an_outer_step_takes_the_place_of_the_average(make_trainer, tmp_path):
+    settings = {"averaging_rounds": 2, "num_phases": 1, "keep_candidates": True, "soup_method": "uniform"}
+    trainer = trained(make_trainer, "run", tmp_path, **settings, outer_step=[0.5, 0.5])
+    first, second = (Path(trainer.args.output_dir) / "_run" / f"phase-{n}" for n in (1, 2))
+
+    def at(folder, name="encoder.block.0.layer.0.SelfAttention.q.weight"):
+        return load_file(folder / "model.safetensors")[name].double()
+
+    mean, start = (at(first / "candidate-1") + at(first / "candidate-2")) / 2, at(first / "parent")
+    # The first step: rate 0.5 times 1 + momentum.
+    torch.testing.assert_close(at(first / "soup"), start + 0.75 * (mean - start), rtol=0, atol=1e-7)
+    velocity = start - mean
+    mean, start = (at(second / "candidate-1") + at(second / "candidate-2")) / 2, at(second / "parent")
+    velocity = 0.5 * velocity + (start - mean)
+    torch.testing.assert_close(at(second / "soup"), start - 0.5 * (start - mean + 0.5 * velocity), rtol=0, atol=1e-6)
+    assert torch.equal(at(second / "parent"), at(first / "soup"))
+    assert not list(Path(trainer.args.output_dir).rglob("velocity")), "it is of no use once the last round is merged"
+    score = trainer.report["phases"][1]["soup"]["score"]
+    assert score == pytest.approx(trainer.evaluate()[f"eval_{trainer.report['metric']}"]), (
+        "of the step, not of the average"
+    )
+    whole = trained(make_trainer, "average", tmp_path, **settings)
+    same_step = trained(make_trainer, "step", tmp_path, **settings, outer_step=[1.0, 0.0])
+    assert same(weights(whole), weights(same_step))
+
+
 def test_a_candidate_that_failed_in_one_round_is_left_out_of_the_next(make_trainer):
     class Fail(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -136,7 +162,15 @@ def test_branches_start_from_one_model_and_differ(make_trainer):
     assert same(weights(trainer), weights(kept))
 
 
-@pytest.mark.parametrize("method", [{"pruning_method": "gmp-soup"}, {"shared_fraction": 0.5}, {"averaging_rounds": 2}])
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"pruning_method": "gmp-soup"},
+        {"shared_fraction": 0.5},
+        {"averaging_rounds": 2},
+        {"averaging_rounds": 2, "outer_step": [0.7, 0.9]},
+    ],
+)
 @pytest.mark.parametrize("lost", [None, "candidate-1.optimizer.safetensors", "soup/model.safetensors"])
 def test_a_run_that_stopped_between_trunk_and_branches_goes_on(make_trainer, tmp_path, monkeypatch, method, lost):
     """A trunk whose optimizer is damaged is trained again."""
