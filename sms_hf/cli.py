@@ -1,29 +1,27 @@
-"""The command `sms-hf`: sparse model folders, on disk and on the Hub."""
+"""
+Sparse model soups: train them, and what can be done with their folders, on disk and on the Hub.
+
+    sms-hf train wmt16_t5 --demo --num_processes 2
+
+Every command tells its options with --help.
+"""
 
 import argparse
 import os
 import re
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError
-from transformers.utils import logging
-
+from . import launching
 from .choices import nearest
-from .compact import pack, unpack
-from .compact.folders import weight_paths
-from .compact.rescue import rescue
-from .files.folder import MASKS
-from .files.writing import check_unused, new_folder
-from .hub import push_to_hub
-from .hub.inspection import describe_folder
-from .hub.push import check_folder, files_to_push, weight_sizes
-from .sparsity.masks import Masks
 
+# Everything else is imported where it is needed: `sms-hf --help` is to answer at once.
 PLAN = "Tell what a run will cost before it starts: trainings, time, disk, memory."
+TRAIN = "Train a soup: prune a model, retrain copies, average them, by the recipe of a task."
+RECIPE = "Copy the script and the settings of a task, to start one's own from."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,7 +32,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 where it succeeded, 1 with one line on stderr where it did not."""
-    parser = _Parser("sms-hf", description=__doc__)
+    parser = _Parser("sms-hf", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"sms-hf {version('sms_hf')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run, what: str, output: str = "") -> argparse.ArgumentParser:
@@ -45,6 +44,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         added.set_defaults(run=run)
         return added
 
+    def passing_on(name: str, run, what: str) -> None:
+        # The script parses the options, some 150: no character but this one begins an option here.
+        added = commands.add_parser(name, help=what, description=what, add_help=False, prefix_chars="\0")
+        added.add_argument("options", nargs="*")
+        added.set_defaults(run=run)
+
+    passing_on("train", _train, TRAIN)
+    passing_on("compare", _compare, "Compare methods side by side, as a YAML file asks: recipes/compare.py.")
+    added = commands.add_parser("recipe", help=RECIPE, description=RECIPE)
+    added.add_argument("task", help="As for train.")
+    added.add_argument("folder", type=Path, help="Where to put the script and its YAML files.")
+    added.set_defaults(run=_recipe)
+    passing_on("plan", _plan, PLAN)
+    what = "Average model folders that share one mask: the uniform soup."
+    added = commands.add_parser("average", help=what, description=what)
+    added.add_argument("models", nargs="+", type=Path, help="Model folders.")
+    added.add_argument("--output", type=Path, required=True, help="The folder to write.")
+    added.set_defaults(run=_average)
     here = "A new folder for the result. Default: in place."
     added = command("pack", _pack, "Store the weights of a sparse model compactly: kept values and masks.", here)
     added.add_argument("--only", action="store_true", help="Remove the dense form: smaller, but only sms_hf loads it.")
@@ -75,24 +92,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     added.add_argument(
         "--dry-run", action="store_true", help="Show bytes and names of what would go, and send nothing."
     )
-    # It has some 150 options, so `_plan` parses them: no character but this one begins an option here.
-    added = commands.add_parser("plan", help=PLAN, add_help=False, prefix_chars="\0")
-    added.add_argument("options", nargs="*")
-    added.set_defaults(run=_plan)
     args = parser.parse_args(argv)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        args.run(args)
+        code = args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:
         # `sms-hf inspect X | head`: nobody reads on. Python would complain once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, ImportError, HTTPError) as error:
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError, ImportError)) and not _is_from_the_network(error):
+            raise
         print(f"sms-hf: {error}", file=sys.stderr)
         return 1
-    return 0
+    return code or 0
+
+
+def _is_from_the_network(error: Exception) -> bool:
+    errors = sys.modules.get("huggingface_hub.errors")
+    return errors is not None and isinstance(error, errors.HTTPError)
+
+
+def _quiet() -> None:
+    """No progress bars and warnings of transformers between the lines of a command."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _train(args: argparse.Namespace) -> int:
+    own = argparse.ArgumentParser("sms-hf train", description=TRAIN, allow_abbrev=False, add_help=False)
+    own.add_argument("--num_processes", type=int, default=1)
+    mine, options = own.parse_known_args(args.options)
+    if not options or options[0] in ("-h", "--help"):
+        print(f"usage: sms-hf train TASK [--num_processes N] [SETTINGS.yaml] [options]\n\n{TRAIN}\n")
+        print(f"TASK is one of {', '.join(launching.tasks())}; sms-hf train TASK --help tells its options.")
+        return 0
+    return launching.run_script(launching.recipe(options[0]), options[1:], mine.num_processes)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    return launching.run_script(launching.recipe_folder() / f"{launching.COMPARISON}.py", args.options, 1)
+
+
+def _recipe(args: argparse.Namespace) -> None:
+    for path in launching.copy_recipe(args.task, args.folder):
+        print(path)
+
+
+def _average(args: argparse.Namespace) -> None:
+    from .files.writing import check_unused
+    from .soup import uniform_soup
+
+    check_unused(args.output)
+    print(uniform_soup(args.models, args.output))
 
 
 def _folder(name: str) -> Path:
@@ -101,6 +155,8 @@ def _folder(name: str) -> Path:
         return Path(name)
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ValueError(f"Expected a model folder or a repository USER/NAME, found no folder {name}.")
+    from huggingface_hub import snapshot_download
+
     return Path(
         snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.md"])
     )
@@ -114,6 +170,11 @@ def _source(args: argparse.Namespace) -> Path:
 
 
 def _pack(args: argparse.Namespace) -> None:
+    from .compact import pack
+    from .compact.folders import weight_paths
+    from .hub.push import weight_sizes
+
+    _quiet()
     source = _source(args)
     before = sum(path.stat().st_size for path in weight_paths(source) if path.is_file())
     target = pack(source, args.output, keep_dense=not args.only, entropy_coded=args.entropy)
@@ -124,15 +185,25 @@ def _pack(args: argparse.Namespace) -> None:
 
 
 def _unpack(args: argparse.Namespace) -> None:
+    from .compact import unpack
+    from .hub.push import weight_sizes
+
+    _quiet()
     target = unpack(_source(args), args.output)
     print(f"{target}: {sum(weight_sizes(target).values()):,} bytes of dense weights")
 
 
 def _inspect(args: argparse.Namespace) -> None:
+    from .hub.inspection import describe_folder
+
+    _quiet()
     print(describe_folder(_folder(args.model)))
 
 
 def _rescue(args: argparse.Namespace) -> None:
+    from .compact.rescue import rescue
+
+    _quiet()
     source = _folder(args.model)
     print(rescue(source, args.output or Path(f"{Path(args.model).name}-dense")))
 
@@ -140,6 +211,7 @@ def _rescue(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from .inference import export
 
+    _quiet()
     source, output = _folder(args.model), args.output or Path(f"{Path(args.model).name}-ctranslate2")
     sentences = args.sentences.read_text(encoding="utf-8").splitlines() if args.sentences else []
     print(export(source, output, quantization=args.quantization, sentences=sentences))
@@ -149,8 +221,12 @@ def _trim(args: argparse.Namespace) -> None:
     from transformers import AutoTokenizer
 
     from .compact import load
+    from .files.folder import MASKS
+    from .files.writing import check_unused, new_folder
     from .inference import trim_vocabulary
+    from .sparsity.masks import Masks
 
+    _quiet()
     source, output = _folder(args.model), args.output or Path(f"{Path(args.model).name}-trimmed")
     check_unused(output)
     texts, targets = (
@@ -171,6 +247,10 @@ def _trim(args: argparse.Namespace) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
+    from .hub import push_to_hub
+    from .hub.push import check_folder, files_to_push
+
+    _quiet()
     folder = _folder(args.model)
     if args.dry_run:
         check_folder(folder)
@@ -182,7 +262,6 @@ def _push(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    # Here, so that the other commands start without what training needs.
     from transformers import HfArgumentParser
 
     from .compact import load
@@ -191,6 +270,8 @@ def _plan(args: argparse.Namespace) -> None:
     from .training.cost.lines import forecast_lines
     from .training.cost.measure import forecast_model
     from .training.masked.checkpoints import no_progress_bars
+
+    _quiet()
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:

@@ -23,7 +23,9 @@ BELOW = {
     "demo": set(),
     "tasks": {"choices", "files", "report", "inference", "training"},
     "compare": {"choices", "files", "report", "training", "tasks"},
-    "cli": {"choices", "files", "sparsity", "compact", "hub", "inference", "training"},
+    "launching": {"choices"},
+    "registration": set(),
+    "cli": {"choices", "files", "sparsity", "soup", "compact", "hub", "inference", "training", "launching"},
 }
 TRAINING = (
     *("processes", "plan", "random_states", "run_directory", "deciding", "arguments"),

@@ -1,0 +1,140 @@
+"""`sms-hf train`, `recipe`, `average` and `compare`; what is imported when, and the recipes of an installed wheel."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_t5
+from safetensors.torch import load_file
+
+import sms_hf
+from sms_hf import Masks, launching, prune
+from sms_hf.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments, **options):
+    command = [sys.executable, "-m", "sms_hf", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, **options)
+
+
+def test_what_nobody_asked_for_is_not_imported():
+    heavy = "print(sorted({'torch', 'transformers', 'datasets', 'huggingface_hub'} & set(sys.modules)))"
+    for code in ("import sms_hf", "from sms_hf.cli import main; main(['train', '--help'])"):
+        done = subprocess.run([sys.executable, "-c", f"import sys; {code}; {heavy}"], capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize("order", ["import sms_hf, transformers", "import transformers.modeling_utils, sms_hf"])
+def test_the_reader_is_there_whatever_is_imported_first(order, tmp_path):
+    model = tiny_t5()
+    prune(model, 0.9)
+    model.save_pretrained(tmp_path)
+    sms_hf.pack(tmp_path, keep_dense=False)
+    code = f"""{order}
+from transformers import AutoModelForSeq2SeqLM
+model = AutoModelForSeq2SeqLM.from_pretrained({str(tmp_path)!r}, variant="sparse")
+print("zeros", sum(int((p == 0).sum()) for p in model.parameters()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    zeros = sum(int((p == 0).sum()) for p in model.parameters())
+    assert f"zeros {zeros}" in done.stdout, done.stderr
+
+
+def test_every_public_name_is_there():
+    assert all(getattr(sms_hf, name) is not None for name in sms_hf.__all__)
+    assert set(sms_hf.__all__) <= set(dir(sms_hf))
+    assert sms_hf.speed.slow_down
+    with pytest.raises(AttributeError, match="has no attribute 'prun'"):
+        sms_hf.prun  # noqa: B018
+
+
+def test_a_recipe_is_run_with_its_own_options():
+    assert run("--version").stdout == f"sms-hf {sms_hf.__version__}\n"
+    done = run("train", "text_classification", "--help")
+    assert done.returncode == 0
+    assert "--smaller_first" in done.stdout
+    assert "--target_sparsity" in done.stdout
+    done = run("train", "text_classification", "--target_sparsity", "2", "--demo")
+    assert done.returncode == 1
+    assert "target_sparsity must lie in [0, 1), got 2.0" in done.stderr
+    assert "--keep_weights" in run("compare", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "wmt16_t"], r"Expected a task, one of .*, got 'wmt16_t'\. Did you mean 'wmt16_t5'\?"),
+        (["train", "wmt16_t5", "--num_processes", "0"], "num_processes must be at least 1, got 0"),
+        (["recipe", "causal", "x"], "Did you mean 'causal_lm'"),
+        (["average", "nowhere", "--output", "out"], "nowhere"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert re.search(says, error)
+    assert error.startswith("sms-hf: ")
+    assert error.count("\n") == 1
+
+
+def test_two_processes(tmp_path):
+    """Each trains candidates of its own; the script tells how many there are."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys; print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], sys.argv[1:])\n"
+    )
+    call = f"print(run_script(Path({str(script)!r}), ['--a'], 2))"
+    code = f"from sms_hf.launching import run_script; from pathlib import Path; {call}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    lines = sorted(done.stdout.splitlines())
+    assert lines == ["0", "rank 0 of 2 ['--a']", "rank 1 of 2 ['--a']"]
+    script.write_text("raise SystemExit(3)\n")
+    assert launching.run_script(script, [], 1) == 3
+
+
+def test_a_recipe_is_copied_and_nothing_is_written_over(tmp_path, capsys):
+    assert main(["recipe", "wmt16_t5", str(tmp_path / "mine")]) == 0
+    names = ["wmt16_t5.py", "wmt16_t5.yaml", "wmt16_t5_demo.yaml"]
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == names
+    assert all((tmp_path / "mine" / name).read_text() == (ROOT / "recipes" / name).read_text() for name in names)
+    capsys.readouterr()
+    assert main(["recipe", "wmt16_t5", str(tmp_path / "mine")]) == 1
+    assert "would be written over" in capsys.readouterr().err
+
+
+def test_averages_on_the_command_line(tmp_path, capsys):
+    model = tiny_t5()
+    masks = prune(model, 0.5)
+    for number, factor in enumerate((1.0, 3.0)):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(factor)
+        model.save_pretrained(tmp_path / f"{number}")
+        masks.save(tmp_path / f"{number}" / "masks.safetensors")
+    assert main(["average", str(tmp_path / "0"), str(tmp_path / "1"), "--output", str(tmp_path / "soup")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'soup'}\n"
+    name = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
+    first, soup = (load_file(tmp_path / folder / "model.safetensors")[name] for folder in ("0", "soup"))
+    assert torch.equal(soup, 2 * first)
+    assert Masks.of(tmp_path / "soup").fingerprint() == masks.fingerprint()
+
+
+def test_a_wheel_brings_the_recipes(tmp_path, monkeypatch):
+    """As pip unpacks it; no checkout beside it."""
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    done = subprocess.run([*build, str(tmp_path / "dist"), str(ROOT)], capture_output=True, text=True, timeout=200)
+    if done.returncode and "setuptools" in done.stderr:
+        pytest.skip("setuptools, which builds the wheel, is not installed")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "sms_hf/speed/kernel.c" in names
+    recipes = {Path(name).name for name in names if "/share/sms_hf/recipes/" in name}
+    assert recipes == {path.name for path in (ROOT / "recipes").iterdir() if path.suffix in (".py", ".yaml")}
