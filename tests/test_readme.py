@@ -1,4 +1,4 @@
-"""The script in the README does what it says, on the demo's data and model in place of the Hub's."""
+"""The code of the README and of the pages that it leads to does what it says, on the demo's data and model, not the Hub's."""
 
 import re
 import shutil
@@ -12,10 +12,50 @@ import transformers
 from sms_hf import prune
 from sms_hf.demo import demo_corpus, demo_tokenizer, demo_translator
 from sms_hf.speed import layers
-from sms_hf.speed.layers import FastLinear
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-SCRIPT, TRAINERS, HUB, COMPACT, SPEED, DEPTH, TRIM, PARTS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.S)
+
+
+(SCRIPT,) = blocks("README.md")
+TRAINERS, PARTS = blocks("docs/guide.md")
+HUB = blocks("docs/hub.md")[0]
+
+
+def block(word):
+    """That of docs/inference.md which imports a name."""
+    return next(code for code in blocks("docs/inference.md") if re.search(rf"import .*\b{word}\b", code))
+
+
+SPEED, COMPACT, DEPTH, TRIM = map(block, ("speed_up", "shrink", "drop_layers", "trim_vocabulary"))
+
+
+def anchors(text):
+    """Of the headings of a page, as hosts of Markdown make them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.S)):
+        path, _, anchor = link.partition("#")
+        if path.startswith(("http://", "https://")):
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target.read_text("utf-8")), link
+
+
+def test_the_readme_is_two_screens():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
 
 
 @pytest.fixture
@@ -38,7 +78,7 @@ def test_the_script_runs_as_it_stands(monkeypatch, tmp_path, capsys, corpus):
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 def test_the_lines_about_other_trainers_run_as_they_stand():
     names: dict = {}
-    exec(compile(TRAINERS, "README.md", "exec"), names)
+    exec(compile(TRAINERS, "guide.md", "exec"), names)
     assert issubclass(names["SoupSFT"], names["SFTTrainer"])
     assert names["SoupSFTConfig"](output_dir="soup", target_sparsity=0.5, max_length=7, use_cpu=True).max_length == 7
 
@@ -52,30 +92,32 @@ def test_the_lines_about_the_hub_run_as_they_stand(monkeypatch, tmp_path, corpus
     masks.save("soup/masks.safetensors")
     pushed = lambda folder, repo_id: shutil.copytree(folder, repo_id)  # noqa: E731
     monkeypatch.setattr("sms_hf.push_to_hub", pushed)
-    exec(compile(HUB, "README.md", "exec"), {})
+    exec(compile(HUB, "hub.md", "exec"), {})
     prune(model, 0.5, within=None, pattern="neurons", scope="uniform")
-    exec(compile(COMPACT, "README.md", "exec"), {"model": model})
+    exec(compile(COMPACT, "inference.md", "exec"), {"model": model})
     small = transformers.T5ForConditionalGeneration.from_pretrained("small")
     assert small.config.d_ff == model.config.d_ff // 2
 
 
-def test_the_lines_about_speed_run_as_they_stand(monkeypatch, tmp_path, corpus):
+def test_the_lines_about_speed_run_as_they_stand(monkeypatch, tmp_path, corpus, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(layers, "SMALLEST", 0)  # This model's layers are so small that they would be left alone.
     model = demo_translator(demo_tokenizer(corpus, vocab_size=200))
     prune(model, 0.9, scope="uniform")
     tokens = torch.tensor([[5, 6, 7, 1]])
     expected = model.generate(tokens, max_new_tokens=5)
-    exec(compile(SPEED, "README.md", "exec"), {"model": model})
-    assert torch.equal(model.generate(tokens, max_new_tokens=5), expected)
-    assert isinstance(model.lm_head, FastLinear)
+    names = {"model": model, "tokens": {"inputs": tokens, "max_new_tokens": 5}}
+    exec(compile(SPEED, "inference.md", "exec"), names)
+    assert torch.equal(names["model"].generate(tokens, max_new_tokens=5), expected)
+    assert "over dense" in capsys.readouterr().out
+    assert type(model.lm_head) is torch.nn.Linear, "slowed down at the end"
 
 
 def test_the_lines_about_depth_run_as_they_stand(corpus):
     tokens = torch.tensor([[5, 6, 7, 1]])
     dense = demo_translator(demo_tokenizer(corpus, vocab_size=200))
     names = {"model": dense, "batches": [{"input_ids": tokens, "labels": tokens}]}
-    exec(compile(DEPTH, "README.md", "exec"), names)
+    exec(compile(DEPTH, "inference.md", "exec"), names)
     assert (names["model"].config.num_decoder_layers, dense.config.num_decoder_layers) == (1, 2)
 
 
@@ -84,7 +126,7 @@ def test_the_lines_about_vocabularies_run_as_they_stand(corpus):
     pairs = [pair["translation"] for pair in corpus["train"]][:4]
     texts, targets = ([pair[language] for pair in pairs] for language in ("en", "de"))
     names = {"model": demo_translator(tokenizer), "tokenizer": tokenizer, "train_texts": texts, "target_texts": targets}
-    exec(compile(TRIM, "README.md", "exec"), names)
+    exec(compile(TRIM, "inference.md", "exec"), names)
     assert len(names["tokenizer"]) == names["small"].config.vocab_size < len(tokenizer)
 
 
@@ -93,6 +135,6 @@ def test_the_parts_run_as_they_stand(monkeypatch, tmp_path, corpus):
     monkeypatch.chdir(tmp_path)
     for i in (1, 2, 3):
         model.save_pretrained(tmp_path / f"run-{i}")
-    exec(compile(PARTS, "README.md", "exec"), {"model": model, "score": lambda folder: len(folder.name)})
+    exec(compile(PARTS, "guide.md", "exec"), {"model": model, "score": lambda folder: len(folder.name)})
     assert (tmp_path / "masks.safetensors").is_file()
     assert (tmp_path / "soup" / "model.safetensors").is_file()

@@ -38,8 +38,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:trl"),
 ]
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-CLASSES = next(block for block in re.findall(r"```python\n(.*?)```", README, flags=re.S) if "SFTTrainer" in block)
+GUIDE = (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
+CLASSES = next(block for block in re.findall(r"```python\n(.*?)```", GUIDE, flags=re.S) if "SFTTrainer" in block)
 ONE_PHASE = {k: v for k, v in QUICK.items() if k != "dataloader_pin_memory"} | {
     "target_sparsity": 0.5,
     "pruning_scope": "uniform",
@@ -71,10 +71,10 @@ def llama(tokenizer):
 
 @pytest.fixture(scope="module")
 def soup_sft():
-    """The classes of the README, as they stand there."""
+    """The classes of the guide, as they stand there."""
     module = ModuleType("readme")
     sys.modules["readme"] = module  # Trainer pickles its arguments.
-    exec(compile(CLASSES, "README.md", "exec"), vars(module))
+    exec(compile(CLASSES, "guide.md", "exec"), vars(module))
     yield vars(module)
     del sys.modules["readme"]
 
