@@ -5,7 +5,7 @@ LAUNCH := OMP_NUM_THREADS=1 $(BIN)/accelerate launch --config_file recipes/accel
 
 # The oldest versions that pyproject.toml allows. PYTHON_OLDEST=python3.10 for the oldest Python, too.
 PYTHON_OLDEST ?= $(PYTHON)
-FAST := tests/sparsity/test_masks.py tests/sparsity/test_selection.py tests/soup tests/compact/test_loading.py tests/compact/test_folders.py \
+FAST := tests/test_launching.py tests/sparsity/test_masks.py tests/sparsity/test_selection.py tests/soup tests/compact/test_loading.py tests/compact/test_folders.py \
   tests/training/test_trainer.py tests/training/masked/test_masked_trainer.py
 
 .PHONY: demo test test-oldest lint types check benchmarks clean
