@@ -7,10 +7,12 @@ Every command tells its options with --help.
 """
 
 import argparse
+import json
 import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -69,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--entropy", action="store_true", help="Code masks and exponents near their entropy: smaller, slower to read."
     )
     command("unpack", _unpack, "Turn a compact model into an ordinary one.", here)
-    command(
-        "inspect", _inspect, "Show shape, sparsity, pattern and bytes of every tensor, and where the model comes from."
-    )
+    what = "Show shape, sparsity, pattern and bytes of every tensor, and where the model comes from."
+    added = command("inspect", _inspect, what)
+    added.add_argument("--json", action="store_true", help="For programs.")
     what = "Turn an orphaned sparse checkpoint of compressed-tensors into an ordinary one."
     command("rescue", _rescue, what, "The folder to write. Default: MODEL-dense.")
     what = "Convert a model for CTranslate2, and see whether it says the same there."
@@ -194,10 +196,11 @@ def _unpack(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from .hub.inspection import describe_folder
+    from .hub.inspection import describe_folder, folder_facts
 
     _quiet()
-    print(describe_folder(_folder(args.model)))
+    folder = _folder(args.model)
+    print(json.dumps(folder_facts(folder), indent=1) if args.json else describe_folder(folder))
 
 
 def _rescue(args: argparse.Namespace) -> None:
@@ -284,6 +287,7 @@ def _plan(args: argparse.Namespace) -> None:
     )
     parser.add_argument("--num_examples", type=int, help="Rows of the training data.")
     parser.add_argument("--sequence_length", type=int, default=128, help="Tokens of a row, to measure a step with.")
+    parser.add_argument("--json", action="store_true", help="For programs: the fields of sms_hf's Forecast.")
     parser.set_defaults(output_dir=".")
     try:
         training, options, unknown = parser.parse_args_into_dataclasses(
@@ -306,6 +310,9 @@ def _plan(args: argparse.Namespace) -> None:
             options.sequence_length,
             others,
         )
+    if options.json:
+        print(json.dumps(asdict(cost), indent=1))
+        return
     for line in (*forecast_lines(cost), advice_line(training, cost)):
         if line is not None:
             print(line)

@@ -1,5 +1,7 @@
 """`sms-hf plan`: what it prints, on a folder."""
 
+import json
+
 import pytest
 from conftest import tiny_t5
 
@@ -69,6 +71,14 @@ def test_advice_says_what_the_chosen_row_was_behind(folder, tmp_path, capsys, ro
     options = [part for pair in zip(names, row.split(), strict=True) for part in pair]
     assert main(["plan", "--num_examples", "80", folder, *quiet, *options]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith(says)
+
+
+def test_plan_for_programs(folder, tmp_path, capsys):
+    quiet = ["--use_cpu", "True", "--report_to", "none", "--output_dir", str(tmp_path), "--sequence_length", "8"]
+    assert main(["plan", "--num_examples", "80", folder, *quiet, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["candidates"], facts["steps"]) == ([3, 3], [30] * 6)
+    assert facts["seconds_per_step"] > 0
 
 
 def test_plan_without_a_number_of_examples(folder, tmp_path, capsys):

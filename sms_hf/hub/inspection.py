@@ -1,7 +1,7 @@
 """What lies in a model folder: per tensor its shape, sparsity, pattern and bytes."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,16 @@ def describe_folder(folder: str | Path) -> str:
     names = ["tensor", "dtype", "shape", "sparsity %", "pattern", "bytes"]
     table = tabulate(cells, names, colalign=["left", "left", "left", "right", "left", "right"], disable_numparse=True)
     return "\n".join([table, "", *_summary(folder, rows), *_lineage(folder)])
+
+
+def folder_facts(folder: str | Path) -> dict[str, Any]:
+    """What `sms-hf inspect --json` prints: every tensor, and the masks, or None where the folder has none."""
+    folder, masks = Path(folder), None
+    tensors = [asdict(row) for row in inspect(folder)]
+    if find_file(folder, MASKS):
+        found = Masks.of(folder)
+        masks = {"sparsity": found.sparsity(), "num_weights": found.num_weights, "fingerprint": found.fingerprint()}
+    return {"tensors": tensors, "num_bytes": sum(tensor["num_bytes"] for tensor in tensors), "masks": masks}
 
 
 def _percent(sparsity: float | None) -> str:

@@ -47,6 +47,16 @@ def test_pack_inspect_unpack(folder, tmp_path, capsys):
     assert all(torch.equal(after[key], before[key]) for key in before)
 
 
+def test_inspect_for_programs(folder, capsys):
+    assert main(["inspect", str(folder), "--json"]) == 0
+    facts, masks = json.loads(capsys.readouterr().out), Masks.load(folder / "masks.safetensors")
+    assert facts["masks"] == {"sparsity": 0.9, "num_weights": 20_480, "fingerprint": masks.fingerprint()}
+    tensors = {tensor["name"]: tensor for tensor in facts["tensors"]}
+    weights = load_file(folder / "model.safetensors")
+    assert {name: tensor["shape"] for name, tensor in tensors.items()} == {n: list(w.shape) for n, w in weights.items()}
+    assert facts["num_bytes"] == sum(weight.nbytes for weight in weights.values())
+
+
 def test_inspect_a_dense_folder_finds_patterns(tmp_path, capsys):
     model = tiny_t5()
     prune(model, 0.5, pattern="2:4", scope="uniform")
