@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 where it succeeded, 1 with one line on stderr where it did not."""
     parser = _Parser("sms-hf", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", action="version", version=f"sms-hf {version('sms_hf')}")
+    parser.add_argument("--version", action="version", version=f"sms-hf {sys.modules['sms_hf'].__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run, what: str, output: str = "") -> argparse.ArgumentParser:
