@@ -21,14 +21,14 @@ BELOW = {
     "inference": {"choices", "files", "sparsity", "compact"},
     "training": {"choices", "files", "sparsity", "soup", "compact", "report", "hub"},
     "demo": set(),
-    "tasks": {"choices", "files", "report", "inference", "training"},
+    "tasks": {"choices", "files", "sparsity", "soup", "report", "inference", "training"},
     "compare": {"choices", "files", "report", "training", "tasks"},
     "launching": {"choices"},
     "registration": set(),
     "cli": {"choices", "files", "sparsity", "soup", "compact", "hub", "inference", "training", "launching"},
 }
 TRAINING = (
-    *("processes", "plan", "random_states", "run_directory", "deciding", "arguments"),
+    *("processes", "plan", "random_states", "run_directory", "live", "deciding", "arguments"),
     *("masked", "batch_norm", "ensemble", "tracking", "scoring", "spawning", "cost", "run", "trainer"),
 )
 """The rooms of `training`, each of which knows only those before it."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from ..files.folder import LINEAGE, CheckpointError, read_json
+from ..files.folder import LINEAGE, REPORT, CheckpointError, read_json
 
 REPORT_VERSION = 1
 LINEAGE_FORMAT = "sms_hf.sparse_soup.v1"
@@ -64,6 +64,8 @@ class Candidate(Outcome):
     log: list[dict[str, Any]]
     failure: str | None
     seconds: float
+    started: float
+    process: int
 
 
 class Trial(TypedDict):
@@ -154,7 +156,7 @@ def read_report(folder: str | Path) -> Report:
     Raises:
         CheckpointError: Where there is none, or another version of sms_hf wrote it.
     """
-    path = Path(folder) / "report.json"
+    path = Path(folder) / REPORT
     return cast("Report", _checked(path, read_json(path), "version", REPORT_VERSION))
 
 

@@ -7,6 +7,11 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..training.arguments import SparseSoupTrainingArguments
+from ..training.live.screen import Screen
+from ..training.live.terminal import watched
+from ..training.live.watch import TrainingWatch
+from ..training.processes.say import say
+from ..training.spawning import without_progress
 from .settings import CommonArguments
 from .task import Task
 
@@ -37,6 +42,7 @@ SHARED_WITH_DENSE = (
     "remove_unused_columns",
     "dataloader_pin_memory",
     "disable_tqdm",
+    "log_level",
     "logging_steps",
     "use_cpu",
     "bf16",
@@ -57,7 +63,7 @@ def _train_dense(folder: Path, recipe: CommonArguments, args, make: Callable[[],
         **{name: getattr(args, name) for name in SHARED_WITH_DENSE},
     )
     name, size = type(task.model).__name__, task.model.num_parameters()
-    print(f"demo: training a dense {name} with {size:,} parameters on {len(task.train):,} examples", flush=True)
+    say(f"demo: training a dense {name} with {size:,} parameters on {len(task.train):,} examples")
     trainer = Trainer(
         model=task.model,
         args=dense_args,
@@ -66,6 +72,12 @@ def _train_dense(folder: Path, recipe: CommonArguments, args, make: Callable[[],
         processing_class=task.processing_class,
         optimizers=(optimizer(task.model) if optimizer else None, None),
     )
-    trainer.train()
+    facts, screen = (
+        {"phase": 0, "name": "dense model"},
+        Screen(f"{folder.parent.name}: a model to prune", folder=folder),
+    )
+    without_progress(trainer).add_callback(TrainingWatch("dense model", facts, folder / "train.log"))
+    with watched(args.processes, args, f"demo/{folder}", screen):
+        trainer.train()
     trainer.save_model()
     (folder / TRAINING_ARGS_NAME).unlink()  # A pickle that nobody needs, with the user's token in it.

@@ -1,13 +1,16 @@
 """The whole recipe: settings, task, soup, test scores, table, upload."""
 
 import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import torch
+import transformers
 
 from ..training.arguments import SparseSoupTrainingArguments
+from .greedy import greedy_soup_of
 from .outcome import show_outcome
 from .settings import R, RecipeError, parse
 from .stages import make_smaller, parse_stages
@@ -17,8 +20,9 @@ from .task import Task, make_trainer
 def prepare(args: SparseSoupTrainingArguments) -> None:
     """Settings that depend on the machine: to be called before the task is loaded."""
     args.dataloader_pin_memory &= torch.cuda.is_available()
-    if not args.processes.is_main:
+    if not args.processes.is_main or not sys.stderr.isatty():
         datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
 
 
 def run(
@@ -52,6 +56,8 @@ def _run(
     task = load_task(recipe, args)
     dense = copy.deepcopy(task.model)
     trainer = make_trainer(task, args)
+    if recipe.soup_of:
+        return greedy_soup_of(recipe.soup_of, task, trainer)
     if push:
         trainer.init_hf_repo()  # What may not be pushed should fail before hours of training.
     if stages:

@@ -16,11 +16,12 @@ Where the files of a run lie: known here alone.
 """
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
-from ..files.folder import MASKS
+from ..files.folder import MASKS, REPORT
 from ..files.records import DamagedError, check_files, read_json, read_record, write_record
 from .processes.say import say
 
@@ -42,7 +43,7 @@ class RunDirectory:
             self.root / INTERNAL / name for name in ("teacher.safetensors", "teacher.json")
         )
         self.final_record = self.root / INTERNAL / "final.json"
-        self.report = self.root / "report.json"
+        self.report = self.root / REPORT
 
     def phase(self, number: int) -> "PhaseFolder":
         """A phase, counted from 1."""
@@ -72,7 +73,10 @@ class RunDirectory:
             )
         before = read_or_discard(self.run_record)
         if before is None:
-            say(f"{self.run_record}: written again, with the settings of now, which could not be compared")
+            say(
+                f"{self.run_record}: written again, with the settings of now, which could not be compared",
+                logging.WARNING,
+            )
             write_record(self.run_record, settings)
             return
         changed = differences(before, json.loads(json.dumps(settings)))
@@ -124,6 +128,10 @@ class PhaseFolder:
     def candidate_record(self, name: str) -> Path:
         return self.root / f"{name}.json"
 
+    def log(self, name: str) -> Path:
+        """What Trainer logged of a candidate, a JSON object a line."""
+        return self.root / f"{name}.log"
+
     def optimizer(self, name: str) -> Path:
         """State of a candidate's optimizer, where the next phase goes on with it."""
         return self.root / f"{name}.optimizer.safetensors"
@@ -149,7 +157,7 @@ class PhaseFolder:
         except DamagedError:
             return  # Missing or damaged: told where it is needed.
         if made_by != origin:
-            say(f"of another run, to be made again: {self.root}")
+            say(f"of another run, to be made again: {self.root}", logging.WARNING)
             remove(self.root)
 
     def check_notes(self) -> None:
@@ -159,7 +167,7 @@ class PhaseFolder:
                 if path.is_file():
                     read_record(path)
             except DamagedError as error:
-                say(f"damaged, removed: {error}; {self.record.name} holds the same")
+                say(f"damaged, removed: {error}; {self.record.name} holds the same", logging.WARNING)
                 path.unlink()
 
 
@@ -176,7 +184,7 @@ def read_or_discard(record: Path, files: bool = True) -> dict[str, Any] | None:
         if files:
             check_files(record)
     except DamagedError as error:
-        say(f"damaged, to be made again: {error}")
+        say(f"damaged, to be made again: {error}", logging.WARNING)
         record.unlink()
         return None
     return value
@@ -237,7 +245,7 @@ def last_checkpoint(folder: Path) -> str | None:
             if best is not None and Path(best) not in {*whole.values(), path}:
                 raise DamagedError(f"{path} needs {best}, which is gone")
         except DamagedError as error:
-            say(f"damaged, going on from before it: {error}")
+            say(f"damaged, going on from before it: {error}", logging.WARNING)
             shutil.rmtree(path)
         else:
             whole[path.name] = path

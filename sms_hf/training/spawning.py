@@ -11,7 +11,8 @@ from types import MethodType
 from typing import Any, TypeVar
 
 from torch import nn
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer
+from transformers import trainer as trainer_module
 
 from .arguments import SparseSoupArguments, one_training
 from .plan.candidates import Candidate, Phase
@@ -88,6 +89,14 @@ def spawn(trainer: T, model: nn.Module, args: SparseSoupArguments, keep_callback
     with _spawning():
         fresh = type(trainer)(**arguments | {"model": model, "args": args})
     _carry_over(trainer, fresh, keep_callbacks)
+    return fresh
+
+
+def without_progress(fresh: T) -> T:
+    """Remove what Trainer adds to print its dictionaries and to draw its bars."""
+    any_trainer: Any = fresh
+    printing = any_trainer.args.disable_tqdm
+    any_trainer.remove_callback(PrinterCallback if printing else trainer_module.DEFAULT_PROGRESS_CALLBACK)
     return fresh
 
 

@@ -1,5 +1,6 @@
 """The user's trainer: a run behind Trainer's own methods."""
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from ..report.schema import Report
 from .arguments import SparseSoupArguments
 from .cost.forecast import Forecast
 from .cost.measure import forecast_run, num_examples
+from .live.screen import Screen
+from .live.terminal import watched
 from .masked.adapters import has_adapters, take_adapters_
 from .masked.candidate import CandidateMixin
 from .masked.checkpoints import freeze_left_out_
@@ -123,13 +126,14 @@ class SparseSoupMixin(CandidateMixin, metaclass=Rebuildable):
                 # By the main process alone: it looks at files that it will soon change.
                 cost = forecast_run(self, measure=False, plan=plan) if processes.is_main else None
                 disk_bytes = processes.on_main(f"{scope}/disk", lambda: cost and cost.disk_bytes)
-                self.report = self._run(plan, cost, scope, resume_from_checkpoint is True)
+                with watched(processes, self.args, scope, self._screen(plan)):
+                    self.report = self._run(plan, cost, scope, resume_from_checkpoint is True)
                 self.state = final_state(self.report)
                 if self.args.push_to_hub:
                     self.push_to_hub()
         except Stopped as stopped:
             if processes.is_main:
-                say(f"{stopped.signal}: stopped, nothing finished is lost. {HOW_TO_RESUME}")
+                say(f"{stopped.signal}: stopped, nothing finished is lost. {HOW_TO_RESUME}", logging.WARNING)
             raise
         except BaseException as error:
             full = disk_error(error, self._directory.root, disk_bytes) if is_disk_error(error) else None
@@ -151,6 +155,10 @@ class SparseSoupMixin(CandidateMixin, metaclass=Rebuildable):
         bench.hold_(directory.phase(plan[-1].number).soup)
         processes.on_main(f"{scope}/save", lambda: Publisher(bench, directory).save_final(report))
         return report
+
+    def _screen(self, plan: Sequence[Phase]) -> Screen:
+        folder = Path(str(self.args.output_dir))
+        return Screen(folder.name, self.args.selection_metric[0], plan, folder)
 
     @property
     def _directory(self) -> RunDirectory:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-INCIDENTAL = {"seconds", "versions", "train_loss"}
+INCIDENTAL = {"seconds", "started", "process", "versions", "train_loss"}
 """Entries of report.json that tell of this execution, not of the result."""
 
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from ...sparsity.masks import Masks
 from ...sparsity.pruning import find_weights
@@ -26,7 +26,7 @@ from ..plan.candidates import Phase
 from ..processes.say import say
 from ..random_states import random_states_kept
 from ..run_directory import RunDirectory
-from ..spawning import silent_args, spawn
+from ..spawning import silent_args, spawn, without_progress
 from .forecast import Forecast, ModelFacts, forecast
 from .lines import estimate_line
 
@@ -228,9 +228,7 @@ def measure_steps(trainer: Any) -> Measurement:
     with tempfile.TemporaryDirectory() as folder, random_states_kept(device):
         model = copy.deepcopy(trainer.model)
         forget_accelerate_(model)
-        probe = spawn(trainer, model, _probe_args(trainer.args, folder))
-        probe.remove_callback(PrinterCallback)
-        probe.remove_callback(ProgressCallback)
+        probe = without_progress(spawn(trainer, model, _probe_args(trainer.args, folder)))
         probe.add_callback(clock)
         probe.masks, probe.retraining = Masks.all_kept(prunable_weights(model, trainer.args)), Retraining()
         if device.type == "cuda":

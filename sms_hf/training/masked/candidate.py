@@ -65,6 +65,11 @@ class CandidateMixin(MaskedTrainerMixin):
     args: SparseSoupArguments
     retraining: Retraining | None = None
     _tail: TailAverage | None = None
+    _losses: tuple[int, torch.Tensor] | None = None
+
+    def last_loss(self) -> float | None:
+        """Of the last step of a candidate, as Trainer sums it over the step's batches. Waits for the accelerator."""
+        return None if self._losses is None else float(self._losses[1])
 
     def average_tail(self, tail: TailAverage) -> None:
         """Let the next `train()` end with a mean of its weights."""
@@ -89,6 +94,8 @@ class CandidateMixin(MaskedTrainerMixin):
         # Scaled losses of fp16 overflow now and then; weights do not recover.
         if self.retraining is not None and anyone(not torch.isfinite(loss)):
             self._check_finite()
+        step, before = self.state.global_step, self._losses
+        self._losses = (step, loss if before is None or before[0] != step else before[1] + loss)
         return loss
 
     def compute_loss(self, model, inputs, *args, **kwargs):

@@ -5,6 +5,7 @@ A signal is only noted. The run asks at places of its own whether there is one, 
 raised wherever the program happens to be may be lost in C++ code, or be taken for the fault of a candidate.
 """
 
+import logging
 import signal
 import threading
 import time
@@ -61,6 +62,6 @@ def _note(number: int, _frame=None) -> None:
     global _wish, _since
     if _wish is None:
         _wish, _since = number, time.monotonic()
-        say(f"{signal.Signals(number).name}: ending after this step")
+        say(f"{signal.Signals(number).name}: ending after this step", logging.WARNING)
     elif time.monotonic() - _since > ECHO_SECONDS:
         raise Stopped(number)

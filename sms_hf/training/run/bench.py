@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback
 
 from ...sparsity.masks import Masks
 from ...sparsity.patterns import nm_skipped
@@ -26,7 +25,7 @@ from ..masked.teaching import Teacher
 from ..plan.candidates import Phase
 from ..run_directory import remove_unfinished
 from ..scoring import FEWEST_BLOCKS, KeptPredictions, Score, resampled_scores
-from ..spawning import own_collator, silent_args, spawn
+from ..spawning import own_collator, silent_args, spawn, without_progress
 from .records import without_timings
 
 
@@ -171,10 +170,7 @@ class Bench:
 
     def judge(self, model: nn.Module) -> Any:
         """A silent trainer of a model, by the run's own arguments."""
-        judge = spawn(self.trainer, model, silent_args(self.args))
-        judge.remove_callback(PrinterCallback)
-        judge.remove_callback(ProgressCallback)
-        return judge
+        return without_progress(spawn(self.trainer, model, silent_args(self.args)))
 
     def evaluate(self, model: nn.Module, dataset: Any = None) -> dict[str, float]:
         """Metrics on the evaluation set (or another) by the run's own arguments, whatever the candidate's were."""

@@ -13,6 +13,7 @@ from ...soup.outer_step import outer_step
 from ...soup.pool import Pool
 from ...sparsity.masks import Masks, check_fingerprint
 from ..plan.candidates import Phase
+from ..processes.say import tell
 from ..processes.stopping import leave_if_wished
 from ..run_directory import PhaseFolder, read_or_discard, remove
 from .bench import Bench
@@ -43,6 +44,7 @@ def merge(
         if key not in scored:
             scored[key] = vars(bench.score(bench.load(average_of(weights), phase)))
             write_record(folder.trials, scored)
+        tell("trial", ingredients=list(weights), score=scored[key]["metrics"][bench.metric])
         return scored[key]["metrics"][bench.metric]
 
     def resampled(weights: Mapping[str, Weight]) -> Sequence[float] | None:

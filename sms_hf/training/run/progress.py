@@ -36,6 +36,26 @@ def candidate_line(number: int, record: Mapping[str, Any], metric: str) -> str:
     )
 
 
+def candidate_facts(number: int, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The end of a candidate, for who watches."""
+    told = {key: record.get(key) for key in ("name", "score", "failure", "seconds")}
+    return {"phase": number, "step": record["steps"], "steps": record["steps"], **told}
+
+
+def phase_facts(phase: Mapping[str, Any]) -> dict[str, Any]:
+    """The end of a phase, for who watches."""
+    soup, parent = phase["soup"], phase["parent"]["sparsity"]
+    several = soup and len(phase["candidates"]) > 1
+    return {
+        "phase": phase["number"],
+        "sparsity": soup["sparsity"] if soup and not parent else parent,
+        "mean": phase["mean_score"],
+        "best": phase["best_score"],
+        "soup": soup["score"] if several else None,
+        "ingredients": len(soup["ingredients"]) if several else 0,
+    }
+
+
 def soup_lines(phase: Mapping[str, Any], metric: str) -> Iterator[str]:
     """The end of a phase, and a line for every pair of candidates that share no basin."""
     line = f"phase {phase['number']}: "

@@ -1,6 +1,7 @@
 """One candidate: trained by a fresh trainer of the user's class, written, scored; its record last."""
 
 import gc
+import logging
 import math
 import time
 import traceback
@@ -13,6 +14,7 @@ import torch
 
 from ...files.records import read_record, write_record
 from ...sparsity.masks import Masks
+from ..live.watch import TrainingWatch
 from ..masked.adapters import add_adapters, merge_lora
 from ..masked.candidate import Norms, Retraining, all_finite
 from ..masked.gradual import GradualPruning
@@ -23,7 +25,7 @@ from ..plan.candidates import SEED_STRIDE, Candidate, Phase
 from ..plan.rows import rows_of_candidate
 from ..processes.failures import Diverged, ends_the_run, reason
 from ..processes.groups import Group, agree, training_group
-from ..processes.say import say
+from ..processes.say import say, tell
 from ..processes.sharding import plain_model
 from ..processes.stopping import leave_if_wished
 from ..run_directory import (
@@ -34,11 +36,11 @@ from ..run_directory import (
     remove_unfinished,
     remove_weights,
 )
-from ..spawning import candidate_args, spawn
+from ..spawning import candidate_args, spawn, without_progress
 from ..tracking import own_run
 from .bench import Bench
 from .parents import start_candidate_
-from .progress import candidate_line
+from .progress import candidate_facts, candidate_line
 from .records import without_timings
 
 
@@ -147,7 +149,9 @@ class Retrainer:
             model = add_adapters(model, self._adapters, masks, args.seed)
         if args.retrained == "biases-and-norms":
             _train_biases_and_norms_(model)
-        trainer = spawn(bench.trainer, model, args, keep_callbacks=True)
+        trainer = without_progress(spawn(bench.trainer, model, args, keep_callbacks=True))
+        title, told = f"phase {phase.number}, {candidate.name}", {"phase": phase.number, "name": candidate.name}
+        trainer.add_callback(TrainingWatch(title, told, folder.log(candidate.name), trainer.last_loss))
         optimizer = folder.before.optimizer(_predecessor(phase, candidate, folder) or "") if phase.goes_on else None
         teacher = bench.teacher(args, folder.teacher)
         trainer.masks, trainer.retraining = masks, Retraining(norms, phase.window, optimizer, teacher)
@@ -191,9 +195,12 @@ class Retrainer:
             remove_weights(model)
         optimizer = folder.optimizer(record["name"])
         files = [*model_files(model), *([optimizer] if phase.keeps_optimizers and optimizer.is_file() else [])]
-        write_record(path, record | {"seconds": time.time() - start}, files)
+        where = {"started": start, "process": self._bench.args.processes.rank}
+        record = write_record(path, record | {"seconds": time.time() - start} | where, files)
         remove_checkpoints(model)
-        say(candidate_line(phase.number, read_record(path), self._bench.metric))
+        level = logging.INFO if record["failure"] is None else logging.WARNING
+        say(candidate_line(phase.number, record, self._bench.metric), level)
+        tell("training", **candidate_facts(phase.number, record))
         there = [path for c in phase.candidates if (path := folder.candidate_record(c.name)).is_file()]
         check_enough(phase, [read_record(path) for path in there], self._bench.args.min_candidates, folder)
 

@@ -15,13 +15,13 @@ from ..cost.lines import start_lines
 from ..cost.measure import TimeEstimate
 from ..plan.candidates import Phase
 from ..processes.groups import make_group
-from ..processes.say import say
+from ..processes.say import say, tell
 from ..processes.store import Processes
 from ..run_directory import PhaseFolder, RunDirectory, model_files, read_or_discard, remove, remove_weights
 from .bench import Bench
 from .merging import merge
 from .parents import prune_parent
-from .progress import dense_line, parent_line, soup_lines
+from .progress import candidate_facts, dense_line, parent_line, phase_facts, soup_lines
 from .records import make_report, origin, phase_record
 from .retraining import Retrainer, check_enough
 
@@ -72,8 +72,10 @@ class SoupRun:
         self._on_main("open", lambda: self.directory.open(settings, self._was_here() or resume))
         self._on_main("cost", lambda: self._tell(cost))
         self.bench.release_()
+        self._show("doing", what="scoring the dense model")
         dense = self._on_main("dense", self._score_dense)
         self._say(dense_line(dense, self.bench.metric))
+        self._show("dense", score=dense[self.bench.metric])
         self._on_main("teacher", self._cache_teacher)
         finished = self._on_main("finished", self._finished)
         phases = [self._make_phase(phase, phase.number in finished) for phase in self.plan]
@@ -82,8 +84,11 @@ class SoupRun:
     def _make_phase(self, phase: Phase, is_finished: bool) -> dict[str, Any]:
         folder, start = self.directory.phase(phase.number), time.time()
         if is_finished:
-            return read_record(folder.record)
+            record = read_record(folder.record)
+            self._show("phase", **phase_facts(record))
+            return record
         name = f"phase-{phase.number}"
+        self._show("doing", what=f"pruning for phase {phase.number}")
         pending = self._on_main(f"{name}/pending", lambda: self._pending(phase, folder))
         parent = self._on_main(
             f"{name}/parent",
@@ -92,6 +97,9 @@ class SoupRun:
             ),
         )
         self._say(parent_line(phase, len(self.plan), parent))
+        self._show("doing", what="retraining")
+        for path in folder.candidate_records():
+            self._show("training", **candidate_facts(phase.number, read_record(path)))
         group = make_group(self.processes, self.bench.args.candidate_processes)
         retrainer = Retrainer(self.bench, group, self._adapters, [self._estimate] if self._estimate else [])
 
@@ -110,6 +118,10 @@ class SoupRun:
     def _say(self, line: str) -> None:
         if self.processes.is_main:
             say(line)
+
+    def _show(self, topic: str, **facts: Any) -> None:
+        if self.processes.is_main:
+            tell(topic, **facts)
 
     def _was_here(self) -> bool:
         return self.processes.was_at(self.directory.root)
@@ -165,6 +177,7 @@ class SoupRun:
     def _finish_phase(self, phase: Phase, folder: PhaseFolder, parent: dict[str, Any], start: float) -> dict[str, Any]:
         """Merge the candidates, if the phase says so; the record of the phase last."""
         args = self.bench.args
+        self._show("doing", what="averaging")
         records = [read_record(folder.candidate_record(c.name)) for c in phase.candidates]
         check_enough(phase, records, args.min_candidates, folder)
         if not args.keep_candidates and not args.keeps_parents:
@@ -183,6 +196,7 @@ class SoupRun:
             self._clear_up(phase)
         for line in soup_lines(record, self.bench.metric):
             say(line)
+        self._show("phase", **phase_facts(record))
         return record
 
     def _clear_up(self, merged: Phase) -> None:

@@ -406,7 +406,7 @@ def test_time_is_told_once_after_some_steps(make_trainer, capsys):
         trainer.retraining = Retraining()
         trainer.add_callback(estimate)
         trainer.train()
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("about")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if " about " in line]
     assert len(lines) == 1
     assert " for the 4 trainings (" in lines[0]
     assert estimate_line(plan, 0.5) == "about 12 s for the 4 trainings (0.5 s a step), without scoring"
@@ -435,9 +435,8 @@ def test_scores_one_after_the_other(make_trainer, changes, processes, scores):
 def test_the_dense_models_score_is_timed_and_told(make_trainer, capsys):
     make_trainer({"num_train_epochs": 3}).train()
     (line,) = [line for line in capsys.readouterr().out.splitlines() if " in all: " in line]
-    assert re.fullmatch(
-        r"about .* in all: about .* for the 4 trainings .*, about .* for at most 6 scores .*, \d+ s until here", line
-    )
+    told = r"about .* in all: about .* for the 4 trainings .*, about .* for at most 6 scores .*, \d+ s until here"
+    assert re.fullmatch(rf"\d\d:\d\d:\d\d {told}", line)
 
 
 # ---- Made-up rows --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Lines of several processes on one terminal."""
 
 import io
+import re
 import sys
 
 from sms_hf.training.processes.say import say
@@ -20,4 +21,6 @@ def test_a_line_is_written_in_one_piece(monkeypatch):
 
     monkeypatch.setattr(sys, "stdout", Out())
     say("phase 1: candidate-2")
-    assert pieces == ["phase 1: candidate-2\n", "flush"]
+    line, flush = pieces
+    assert re.fullmatch(r"\d\d:\d\d:\d\d phase 1: candidate-2\n", line)
+    assert flush == "flush"

@@ -1,0 +1,1 @@
+"""A run to watch: its view on a terminal, its lines, the log files of its candidates."""
