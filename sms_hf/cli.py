@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,6 +23,7 @@ from .choices import nearest
 # Everything else is imported where it is needed: `sms-hf --help` is to answer at once.
 PLAN = "Tell what a run will cost before it starts: trainings, time, disk, memory."
 TRAIN = "Train a soup: prune a model, retrain copies, average them, by the recipe of a task."
+GREEDY = "Average model folders that share one mask, as long as the score on a task's validation data gets no worse."
 RECIPE = "Copy the script and the settings of a task, to start one's own from."
 
 
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         added.set_defaults(run=run)
 
     passing_on("train", _train, TRAIN)
+    passing_on("greedy", _greedy, GREEDY)
     passing_on("compare", _compare, "Compare methods side by side, as a YAML file asks: recipes/compare.py.")
     added = commands.add_parser("recipe", help=RECIPE, description=RECIPE)
     added.add_argument("task", help="As for train.")
@@ -131,6 +134,19 @@ def _train(args: argparse.Namespace) -> int:
         print(f"TASK is one of {', '.join(launching.tasks())}; sms-hf train TASK --help tells its options.")
         return 0
     return launching.run_script(launching.recipe(options[0]), options[1:], mine.num_processes)
+
+
+def _greedy(args: argparse.Namespace) -> int:
+    task, *rest = args.options or ["--help"]
+    folders = list(takewhile(lambda text: not text.startswith("-"), rest))
+    if task in ("-h", "--help"):
+        print(f"usage: sms-hf greedy TASK FOLDER FOLDER ... --output_dir NEW [options]\n\n{GREEDY}\n")
+        print("The options are those of sms-hf train TASK: data, metric, how to evaluate.")
+        return 0
+    if len(folders) < 2:
+        raise ValueError(f"Expected two or more model folders after the task, got {folders}. See sms-hf greedy --help.")
+    options = ["--model_name_or_path", folders[0], *rest[len(folders) :], "--soup_of", *folders]
+    return launching.run_script(launching.recipe(task), options, 1)
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import tiny_t5
 from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification
 
 import sms_hf
 from sms_hf import Masks, launching, prune
@@ -52,6 +53,28 @@ def test_every_public_name_is_there():
     assert sms_hf.speed.slow_down
     with pytest.raises(AttributeError, match="has no attribute 'prun'"):
         sms_hf.prun  # noqa: B018
+
+
+def test_a_greedy_soup_of_folders(tmp_path):
+    """Of a run's candidates: the soup that the run itself chose, bit for bit."""
+    run_folder, rows = tmp_path / "run", ["--max_train_samples", 64, "--max_eval_samples", 40, "--max_test_samples", 20]
+    options = ["--demo", *rows, "--dense_dir", tmp_path / "dense", "--num_train_epochs", 1, "--logging_strategy", "no"]
+    done = run("train", "image_classification", *options, "--output_dir", run_folder, "--num_phases", 1)
+    assert done.returncode == 0, done.stderr
+    folders = [run_folder / f"_run/phase-1/candidate-{number}" for number in (1, 2, 3)]
+    done = run("greedy", "image_classification", *folders, *options, "--output_dir", tmp_path / "soup")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("left out") + done.stdout.count("taken") == 3
+    assert "test accuracy of the soup: " in done.stdout
+    ours, theirs = (
+        AutoModelForImageClassification.from_pretrained(f).state_dict() for f in (tmp_path / "soup", run_folder)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    again = run("greedy", "image_classification", *folders, *options, "--output_dir", tmp_path / "soup")
+    assert again.returncode == 1
+    assert str(tmp_path / "soup") in again.stderr.splitlines()[-1]
+    assert run("greedy", "wmt16_t5", folders[0]).stderr.startswith("sms-hf: Expected two or more model folders")
+    assert run("greedy", "--help").stdout.startswith("usage: sms-hf greedy TASK FOLDER")
 
 
 def test_a_recipe_is_run_with_its_own_options():

@@ -16,6 +16,7 @@ MASKS = "masks.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
 LINEAGE = "sparse_soup.json"
+REPORT = "report.json"
 FIGURE = "phases.png"
 
 MAX_JSON_BYTES = 100_000_000

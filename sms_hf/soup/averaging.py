@@ -11,11 +11,17 @@ from torch import Tensor
 
 from ..files.ahead import ahead
 from ..files.checkpoint import DTYPES, Checkpoint, write_streamed
-from ..files.folder import MASKS, WEIGHTS, CheckpointError
+from ..files.folder import LINEAGE, MASKS, REPORT, WEIGHTS, CheckpointError
 from ..sparsity.masks import MaskError, Masks, check_zeros, nonzero, stored_fingerprint
 
 Weight = float | Mapping[str, float]
 """Of a folder in an average: one for all tensors, or tensor name -> its own."""
+
+SUFFIXES = (".json", ".model", ".spm", ".txt", ".jinja")
+"""Of configuration and tokenizer."""
+
+HISTORY = (LINEAGE, REPORT)
+"""What tells how the first folder came about, and would be wrong of an average."""
 
 CHUNK = 1 << 20
 """Weights that are averaged in one piece: memory does not grow with the model or with the number of checkpoints."""
@@ -66,7 +72,7 @@ def average_checkpoints(
         output.mkdir(parents=True, exist_ok=True)
         write_streamed(output / WEIGHTS, average.shapes, average.dtypes, average.pieces(*average.shapes))
     for path in folders[0].iterdir():
-        if path.is_file() and path.suffix in (".json", ".model", ".spm", ".txt", ".jinja") and "index" not in path.name:
+        if path.is_file() and path.suffix in SUFFIXES and "index" not in path.name and path.name not in HISTORY:
             shutil.copyfile(path, output / path.name)
     if average.masks is not None:
         average.masks.save(output / MASKS)

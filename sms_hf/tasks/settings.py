@@ -35,6 +35,10 @@ class CommonArguments:
             "fractions of layers, neurons or heads. What is left is then pruned to target_sparsity."
         },
     )
+    soup_of: list[str] | None = field(
+        default=None,
+        metadata={"help": "Train nothing: a greedy soup of these model folders, chosen on the validation data."},
+    )
     resume: bool = field(default=False, metadata={"help": "Go on with the run in output_dir."})
     dense_epochs: float = field(default=3.0, metadata={"help": "With --demo: epochs of training for the dense model."})
     dense_dir: str | None = field(

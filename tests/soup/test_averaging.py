@@ -264,7 +264,14 @@ def test_config_and_tokenizer_come_from_the_first_folder_and_nothing_else_does(t
     folders = folders_of(tmp_path, {"w": torch.ones(1)}, {"w": torch.ones(1)})
     copied = ["config.json", "generation_config.json", "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt"]
     copied += ["spiece.model", "source.spm", "target.spm", "chat_template.jinja"]
-    for name in [*copied, "optimizer.pt", "training_args.bin", "model.safetensors.index.json"]:
+    for name in [
+        *copied,
+        "sparse_soup.json",
+        "report.json",
+        "optimizer.pt",
+        "training_args.bin",
+        "model.safetensors.index.json",
+    ]:
         (folders[0] / name).write_bytes(b"first \x00\xff")
         (folders[1] / name).write_bytes(b"second")
     (folders[0] / "checkpoint-1").mkdir()
