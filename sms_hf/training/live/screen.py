@@ -73,13 +73,13 @@ class Screen:
 
     def render(self, width: int, height: int) -> RenderableType:
         """The picture for a terminal of so many columns and lines."""
-        lines: list[RenderableType] = [self._headline()]
+        lines: list[RenderableType] = [Text(), self._headline()]
         if self._dense is not None:
             lines.append(Text(f"dense model: {self.metric} {self._dense:.4g}", style="dim"))
         lines += [self._end(phase) for phase in self.phases if phase.number in self._ends]
         rows = self._rows()
         if rows:
-            shown, rest = _fitting(rows, max(height - len(lines) - 6, FEWEST_ROWS))
+            shown, rest = _fitting(rows, max(height - len(lines) - 5, FEWEST_ROWS))
             lines.append(_table(shown, self.metric, width))
             if rest:
                 lines.append(Text(rest, style="dim"))
@@ -161,7 +161,8 @@ def _bar(row: Mapping[str, Any], width: int) -> RenderableType:
     if _is_waiting(row):
         return Text("waiting", style="dim")
     total, step = max(row.get("steps", 1), 1), row.get("step", 0)
-    return ProgressBar(total, total if row.get("score") is not None else step, width=max(min(width // 5, 30), 6))
+    step, colour = (total, "green") if row.get("score") is not None else (step, "red" if row.get("failure") else "cyan")
+    return ProgressBar(total, step, width=max(min(width // 5, 30), 6), complete_style=colour, finished_style=colour)
 
 
 def _steps(row: Mapping[str, Any], width: int) -> RenderableType:
