@@ -89,7 +89,9 @@ def _unpack_first(converter: Any, quantizer: Any, leaves: set[str]) -> Any:
     # Not WeightConverter's own: there, converters to several targets (matrices that are split) have one source only.
     WeightTransform.__init__(wrapped, both, converter._original_target_patterns)
     wrapped.scope_prefix, wrapped.base_model_prefix = converter.scope_prefix, converter.base_model_prefix
-    wrapped.operations, wrapped.force_cpu = [Unpack(quantizer), *converter.operations], converter.force_cpu
+    wrapped.operations = [Unpack(quantizer), *converter.operations]
+    if hasattr(converter, "force_cpu"):  # Since transformers 5.16.
+        wrapped.force_cpu = converter.force_cpu
     return wrapped
 
 
@@ -150,7 +152,7 @@ class CompactQuantizer(HfQuantizer):
         # Older transformers (5.17) check no shapes here, and tensors whose names they convert keep the dtype of the file.
         for name, parameter in model.named_parameters():
             shape, dtype = self.expected.get(name, (parameter.shape, parameter.dtype))
-            if parameter.shape != shape:
+            if self.packed and parameter.shape != shape:  # Dense ones may be cut by tensor parallelism.
                 raise CompactError(
                     f"The compact file holds {name} of shape {tuple(parameter.shape)}, but in this {type(model).__name__} it is "
                     f"{tuple(shape)}. Load it with the configuration that lies beside it."

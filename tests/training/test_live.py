@@ -210,7 +210,7 @@ def test_a_run_into_a_file(tmp_path):
     assert "\x1b" not in text
     assert not re.search(r"[{}]", text), "no dictionaries of Trainer"
     assert all(CLOCK.match(line) for line in lines[:-1])
-    assert len(lines) <= 12
+    assert len(lines) <= 14
     for number in (1, 2):
         log = (tmp_path / f"run/_run/phase-1/candidate-{number}.log").read_text(encoding="utf-8").splitlines()
         entries = [json.loads(line) for line in log]

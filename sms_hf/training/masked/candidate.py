@@ -148,9 +148,9 @@ class CandidateMixin(MaskedTrainerMixin):
             say(f"{Path(str(self.args.output_dir)).name}: saved at step {self.state.global_step}")
             leave_if_wished(True)
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self, *args, **kwargs):
         is_new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
+        optimizer = super().create_optimizer(*args, **kwargs)
         if is_new and self.retraining is not None and self.retraining.optimizer is not None:
             go_on_with_(optimizer, self.retraining.optimizer)
         return optimizer

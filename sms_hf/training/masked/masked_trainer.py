@@ -119,8 +119,8 @@ class MaskedTrainerMixin(_Trainer):
         with embeddings_in_one_piece(self.model) if self.args.fsdp else nullcontext():
             return super()._prepare_for_training(*args, **kwargs)
 
-    def create_optimizer(self, model=None):
-        optimizer = super().create_optimizer(model)
+    def create_optimizer(self, *args, **kwargs):
+        optimizer = super().create_optimizer(*args, **kwargs)
         # The one that Accelerate wraps around it has no hooks.
         raw = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
         if raw is not self._hooked:
