@@ -200,6 +200,7 @@ SAYS = {
         "All candidates of a soup must share one mask",
         "arguments.target_sparsity: 0.8 -> 0.5",
         "sparse-bitmask tensors expanded",
+        "The model: greedy-soup",
         "model.safetensors",
     ],
     "guides/lora.md": ["LlamaForCausalLM 0.5"],
