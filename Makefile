@@ -8,7 +8,7 @@ PYTHON_OLDEST ?= $(PYTHON)
 FAST := tests/test_launching.py tests/sparsity/test_masks.py tests/sparsity/test_selection.py tests/soup tests/compact/test_loading.py tests/compact/test_folders.py \
   tests/training/test_trainer.py tests/training/masked/test_masked_trainer.py
 
-.PHONY: demo test test-oldest lint types check benchmarks clean
+.PHONY: demo test test-oldest lint types docs check benchmarks clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -17,6 +17,10 @@ FAST := tests/test_launching.py tests/sparsity/test_masks.py tests/sparsity/test
 
 .venv/.installed-dev: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+.venv/.installed-docs: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	touch $@
 
 demo: .venv/.installed
@@ -41,7 +45,11 @@ lint: .venv/.installed-dev
 types: .venv/.installed-dev
 	$(BIN)/basedpyright
 
-check: lint types test test-oldest
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open build/site/index.html"
+
+check: lint types docs test test-oldest
 
 benchmarks: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[benchmarks]"

@@ -21,7 +21,8 @@ def blocks(page):
 
 
 (SCRIPT,) = blocks("README.md")
-TRAINERS, PARTS = blocks("docs/guide.md")
+TRAINERS = blocks("docs/guides/lora.md")[0]
+(PARTS,) = blocks("docs/guide.md")
 HUB = blocks("docs/hub.md")[0]
 
 
@@ -34,15 +35,16 @@ SPEED, COMPACT, DEPTH, TRIM = map(block, ("speed_up", "shrink", "drop_layers", "
 
 
 def anchors(text):
-    """Of the headings of a page, as hosts of Markdown make them."""
+    """Of the headings of a page, as hosts of Markdown make them, and of the names in the reference."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S), flags=re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    names = re.findall(r"^::: (\S+)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings} | {*names}
 
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.S)):
         path, _, anchor = link.partition("#")
@@ -78,7 +80,7 @@ def test_the_script_runs_as_it_stands(monkeypatch, tmp_path, capsys, corpus):
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 def test_the_lines_about_other_trainers_run_as_they_stand():
     names: dict = {}
-    exec(compile(TRAINERS, "guide.md", "exec"), names)
+    exec(compile(TRAINERS, "lora.md", "exec"), names)
     assert issubclass(names["SoupSFT"], names["SFTTrainer"])
     assert names["SoupSFTConfig"](output_dir="soup", target_sparsity=0.5, max_length=7, use_cpu=True).max_length == 7
 

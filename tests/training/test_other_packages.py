@@ -38,7 +38,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:trl"),
 ]
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parents[2] / "docs" / "guides" / "lora.md").read_text(encoding="utf-8")
 CLASSES = next(block for block in re.findall(r"```python\n(.*?)```", GUIDE, flags=re.S) if "SFTTrainer" in block)
 ONE_PHASE = {k: v for k, v in QUICK.items() if k != "dataloader_pin_memory"} | {
     "target_sparsity": 0.5,
@@ -74,7 +74,7 @@ def soup_sft():
     """The classes of the guide, as they stand there."""
     module = ModuleType("readme")
     sys.modules["readme"] = module  # Trainer pickles its arguments.
-    exec(compile(CLASSES, "guide.md", "exec"), vars(module))
+    exec(compile(CLASSES, "lora.md", "exec"), vars(module))
     yield vars(module)
     del sys.modules["readme"]
 

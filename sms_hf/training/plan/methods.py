@@ -396,6 +396,7 @@ METHODS = {
     "dpf-sms": Method(_dpf_sms, averages=True, prunes_while_training=True, options=GRADUAL),
     "bimp-sms": Method(_bimp_sms, averages=True, options=ITERATIVE | {"dense_train_epochs"}),
 }
+"""`pruning_method` -> how its phases are planned. A method of your own is one more row."""
 
 
 def lasting(request: Request, overrides: dict[str, Any], factor: float) -> dict[str, Any]:
