@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 import shutil
 import statistics
 import sys
@@ -114,7 +115,12 @@ def forecast_model(
     """
     facts, free = model_facts(model, args, other_bytes), free_disk(RunDirectory(str(args.output_dir)))
     cost = forecast(args.make_plan(), args, facts, processes, num_examples, free_bytes=free)
-    rows = made_up_rows(model, step_rows := args.train_batch_size * args.gradient_accumulation_steps, sequence_length)
+    tokens = int(min(sequence_length, _most_tokens(model)))
+    if tokens < sequence_length:
+        cost = replace(
+            cost, notes=(f"a step is measured on rows of {tokens} tokens, all that the model takes", *cost.notes)
+        )
+    rows = made_up_rows(model, step_rows := args.train_batch_size * args.gradient_accumulation_steps, tokens)
     if rows is None:
         what = f"no rows can be made up for {type(model).__name__}; forecast_run(trainer) measures on its own data"
         return _without_time(cost, what)
@@ -178,6 +184,13 @@ def _saved_bytes(processor: Any) -> int:
     with tempfile.TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
         return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def _most_tokens(model: nn.Module) -> float:
+    """That a row may have; of models without learned positions, any number."""
+    config = cast("Any", getattr(model, "config", None))
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text, "max_position_embeddings", None) or math.inf
 
 
 def made_up_rows(model: nn.Module, num_rows: int, sequence_length: int) -> list[dict[str, torch.Tensor]] | None:
