@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from _common import describe_machine, device_name, paired_ratio, paired_times, print_table
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification
@@ -82,7 +83,8 @@ def count_operations(models: dict[str, nn.Module], length: int, device: str) -> 
             ]
             counts[name] = counts[DENSE] - length * sum(weight.numel() for weight in halved)
             continue
-        with FlopCounterMode(display=False) as counter:
+        # The fused kernels of attention are not counted on every device.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(input_ids=tokens)
         counts[name] = counter.get_total_flops()
     return {name: counts[DENSE] / count for name, count in counts.items()}
