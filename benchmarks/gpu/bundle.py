@@ -88,7 +88,7 @@ def check_size(bundle: Path, limit: int = LIMIT) -> None:
 
 
 def main() -> None:
-    shutil.rmtree(BUNDLE / "site", ignore_errors=True)
+    shutil.rmtree(BUNDLE / "site-packages", ignore_errors=True)
     copy_corpus(BUNDLE)
     fetch_wheels(BUNDLE)
     copy_results(BUNDLE)

@@ -21,7 +21,8 @@ LIMIT = 64 * 2**20
 
 def provide(bundle: Path = BUNDLE) -> None:
     """Make this checkout importable here and in programs that are started, and the bundle's wheels where a module is missing."""
-    site = bundle / "site"
+    # Under this name, because dill looks for it in a path to tell a package from code that is to be pickled whole.
+    site = bundle / "site-packages"
     if any(not _is_there(name) for name in CARRIED):
         for wheel in sorted((bundle / "wheels").glob("*.whl")):  # Pure Python: unpacked is installed.
             with zipfile.ZipFile(wheel) as archive:
