@@ -14,10 +14,13 @@ import pytest
 import torch
 from transformers import T5ForConditionalGeneration
 
+import sms_hf
+
 sys.path.append(str(Path(__file__).parents[2]))
 
 from benchmarks.gpu import ROOT, bundle, kept_tests
 from benchmarks.gpu.programme import Part, Programme, carry_out
+from sms_hf.training.run import records
 
 ROWS = {
     "correct": ["tests"],
@@ -137,6 +140,19 @@ def test_without_a_gpu_a_sentence_says_so(part, tmp_path):
     assert result.returncode == 1
     assert "a GPU that torch can use (without one: --device cpu --tiny)" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_checkout_need_not_be_installed(make_trainer, monkeypatch):
+    installed = records.version
+
+    def version(name):
+        assert name != "sms_hf"
+        return installed(name)
+
+    monkeypatch.setattr(records, "version", version)
+    trainer = make_trainer({"num_phases": 1, "num_candidates": 1})
+    trainer.train()
+    assert trainer.report["settings"]["versions"]["sms_hf"] == sms_hf.__version__
 
 
 def test_check_describes_the_machine():
