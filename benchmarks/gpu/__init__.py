@@ -8,7 +8,7 @@ where it was cut off. With `--device cpu --tiny` the same code runs in seconds, 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / ".gpu"
 """What `make gpu-bundle` collects: data, wheels, results so far."""
 

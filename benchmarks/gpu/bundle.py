@@ -25,8 +25,6 @@ PLATFORM = [
     "--platform",
     "manylinux_2_28_x86_64",
 ]
-KEPT = ("*.json", "*.md", "translation/parent/*", "translation/data/*")
-"""Of the results: what was measured, and what the rest is measured with. No checkpoints."""
 
 
 def copy_corpus(bundle: Path, source: Path = CORPORA[-1]) -> None:
@@ -45,18 +43,23 @@ def fetch_wheels(bundle: Path) -> None:
 
 
 def copy_results(bundle: Path, results: Path = RESULTS) -> None:
-    """The results of GPUs so far, without weights and checkpoints."""
+    """The results of GPUs so far."""
     shutil.rmtree(bundle / "results", ignore_errors=True)
     for run in results.glob("cuda*"):
         for path in run.rglob("*"):
-            if (
-                path.is_file()
-                and "training" not in path.parts
-                and any(path.match(f"**/{p}") or path.match(p) for p in KEPT)
-            ):
+            if path.is_file() and _travels(path.relative_to(run)):
                 target = bundle / "results" / path.relative_to(results)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
+
+
+def _travels(path: Path) -> bool:
+    """What was measured, and what the rest is measured with; no checkpoints, and of a cell of a comparison its records alone."""
+    if "cells" in path.parts:
+        return path.name in ("cell.json", "report.json", "result.json")
+    if "training" in path.parts:
+        return False
+    return path.suffix in (".json", ".md") or path.parent.name in ("parent", "data")
 
 
 def restore_results(output: Path, bundle: Path = BUNDLE, results: Path = RESULTS) -> None:

@@ -11,7 +11,6 @@ import selection
 from _common import MB, run_group
 from tabulate import tabulate
 
-from . import ROOT
 from .kept_tests import FOLDER, read_outcomes
 from .programme import Part, Programme, Values
 
@@ -34,8 +33,7 @@ def correct(programme: Programme) -> Part:
         environment = os.environ | {FOLDER: str(outcomes.resolve())}
         if programme.device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
-        # The plugin is found from the checkout, whatever folder this was started in.
-        run_group([*command, "--rootdir", str(ROOT), *chosen], environment, folder / "log.txt")
+        run_group([*command, *chosen], environment, folder / "log.txt")
         rows = read_outcomes(outcomes)
         failed = [row["test"] for row in rows if row["outcome"] == "failed"]
         if failed or not rows:

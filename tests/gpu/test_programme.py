@@ -266,7 +266,12 @@ def test_results_travel_without_checkpoints_and_come_back(tmp_path):
         "cuda/translation/data/train.en",
     ]
     left = ["cuda/translation/training/checkpoint-1/optimizer.bin", "cuda/translation/training/checkpoint-1/state.json"]
-    left += ["cuda/translation/cells/x/model.safetensors", "cpu-tiny/cost.md"]
+    names += ["cuda/translation/cells/x/cell.json", "cuda/translation/cells/x/result.json"]
+    left += [
+        "cuda/translation/cells/x/model.safetensors",
+        "cuda/translation/cells/x/tokenizer.json",
+        "cpu-tiny/cost.md",
+    ]
     for name in [*names, *left]:
         (results / name).parent.mkdir(parents=True, exist_ok=True)
         (results / name).write_text(name)
