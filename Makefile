@@ -8,7 +8,7 @@ PYTHON_OLDEST ?= $(PYTHON)
 FAST := tests/test_launching.py tests/sparsity/test_masks.py tests/sparsity/test_selection.py tests/soup tests/compact/test_loading.py tests/compact/test_folders.py \
   tests/training/test_trainer.py tests/training/masked/test_masked_trainer.py
 
-.PHONY: demo test test-oldest lint types docs check benchmarks clean
+.PHONY: demo test test-oldest lint types docs check benchmarks gpu gpu-bundle clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -54,6 +54,15 @@ check: lint types docs test test-oldest
 benchmarks: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[benchmarks]"
 	for script in masked_step selection fanout averaging packing; do $(BIN)/python benchmarks/$$script.py; done
+
+# On a machine with a GPU, by the Python that has torch there. Each part ends within nine minutes; the same command goes on.
+gpu:
+	$(PYTHON) -m benchmarks.gpu check
+	failed=0; for part in correct cost one_gpu inference translation; do $(PYTHON) -m benchmarks.gpu $$part || failed=1; done; exit $$failed
+
+# What must travel to a machine without a network, in .gpu.
+gpu-bundle: .venv/.installed
+	$(BIN)/python -m benchmarks.gpu.bundle
 
 clean:
 	rm -rf .venv .venv-oldest build *.egg-info .pytest_cache .ruff_cache

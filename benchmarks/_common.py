@@ -1,15 +1,17 @@
 """What the benchmarks share: facts about the machine, paired timing, extra memory in a fresh process."""
 
+import contextlib
 import json
 import os
 import platform
 import resource
+import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -125,3 +127,25 @@ def in_fresh_process(script: str, *arguments: object) -> dict:
     command = [sys.executable, script, *map(str, arguments)]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(result.stdout.splitlines()[-1])
+
+
+def run_group(command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
+    """
+    Run a program whose output goes to the end of a file; its exit status.
+
+    Whatever interrupts the wait ends the program and all that it started, which are asked first.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        program = subprocess.Popen(
+            command, env=dict(environment), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            return program.wait()
+        except BaseException:
+            for number, seconds in ((signal.SIGTERM, 15), (signal.SIGKILL, 15)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(program.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    program.wait(seconds)
+            raise

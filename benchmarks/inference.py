@@ -10,15 +10,20 @@ process, in turn. Ratios are paired. No target: the table says what pays at whic
 
 import argparse
 import copy
+import statistics
+from typing import Any
 
 import torch
 from _common import describe_machine, device_name, paired_ratio, paired_times, print_table
 from torch import nn
-from torch.sparse import to_sparse_semi_structured
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertForSequenceClassification
 
 from sms_hf import prune, shrink
 
+DENSE, SEMI_STRUCTURED = "dense", "2:4 semi-structured"
 SHAPES = {
     "tiny": {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2},
     "base": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
@@ -53,14 +58,50 @@ def zeros_in_place(model: BertForSequenceClassification) -> nn.Module:
     return pruned
 
 
+def make_models(shape: str, device: str) -> dict[str, nn.Module]:
+    dense = make_model(shape, device)
+    models = {
+        DENSE: dense,
+        "90 % zeros in place": zeros_in_place(dense),
+        "50 % of neurons removed": without_neurons(dense, 0.5),
+        "75 % of neurons removed": without_neurons(dense, 0.75),
+    }
+    if device == "cuda":  # torch has no semi-structured kernels for CPUs.
+        models[SEMI_STRUCTURED] = semi_structured(dense)
+    return models
+
+
 @torch.inference_mode()
-def measure(models: dict[str, nn.Module], batch: int, length: int, repetitions: int, device: str) -> list[object]:
+def count_operations(models: dict[str, nn.Module], length: int, device: str) -> dict[str, float]:
+    """How many times fewer operations a row of tokens takes than in the dense model, where all that is saved is saved."""
+    tokens = torch.zeros(1, length, dtype=torch.long, device=device)
+    counts = {}
+    for name, model in models.items():
+        if name == SEMI_STRUCTURED:  # The counter does not know its kernels, which do half of what a dense layer does.
+            halved = [
+                m.weight for m in model.modules() if isinstance(getattr(m, "weight", None), SparseSemiStructuredTensor)
+            ]
+            counts[name] = counts[DENSE] - length * sum(weight.numel() for weight in halved)
+            continue
+        # The fused kernels of attention are not counted on every device.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(input_ids=tokens)
+        counts[name] = counter.get_total_flops()
+    return {name: counts[DENSE] / count for name, count in counts.items()}
+
+
+@torch.inference_mode()
+def measure(models: dict[str, nn.Module], batch: int, length: int, repetitions: int, device: str) -> dict[str, Any]:
+    """Milliseconds of the dense model for a batch, and how many times faster the others are."""
     tokens = torch.randint(0, 1024, (batch, length), device=device)
     peers = {name: (lambda model=model: model(input_ids=tokens)) for name, model in models.items()}
     times = paired_times(peers, repetitions)
-    milliseconds = sorted(times["dense"])[len(times["dense"]) // 2] * 1e3
-    others = [name for name in models if name != "dense"]
-    return [batch, f"{milliseconds:.2f}", *(f"{paired_ratio(times['dense'], times[name]):.2f}x" for name in others)]
+    speeds = {name: paired_ratio(times[DENSE], times[name]) for name in models if name != DENSE}
+    return {"batch": batch, "dense_ms": statistics.median(times[DENSE]) * 1e3, "speed": speeds}
+
+
+def cells(row: dict[str, Any]) -> list[object]:
+    return [row["batch"], f"{row['dense_ms']:.2f}", *(f"{speed:.2f}x" for speed in row["speed"].values())]
 
 
 def main() -> None:
@@ -72,18 +113,12 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=15)
     options = parser.parse_args()
     print(describe_machine("transformers"), device_name(options.device))
-    dense = make_model(options.shape, options.device)
-    models = {
-        "dense": dense,
-        "90 % zeros in place": zeros_in_place(dense),
-        "50 % of neurons removed": without_neurons(dense, 0.5),
-        "75 % of neurons removed": without_neurons(dense, 0.75),
-    }
-    if options.device == "cuda":  # torch has no semi-structured kernels for CPUs.
-        models["2:4 semi-structured"] = semi_structured(dense)
+    models = make_models(options.shape, options.device)
     rows = [measure(models, batch, options.length, options.repetitions, options.device) for batch in options.batches]
+    fewer = count_operations(models, options.length, options.device)
     print(f"BERT-{options.shape}, bf16, {options.length} tokens a row, speed over dense")
-    print_table(rows, ["batch", "dense, ms", *(name for name in models if name != "dense")])
+    footer = ["operations", "", *(f"{fewer[name]:.2f}x fewer" for name in rows[0]["speed"])]
+    print_table([*map(cells, rows), footer], ["batch", "dense, ms", *rows[0]["speed"]])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from typing import Any
 
 import torch
 from _common import MB, describe_machine, device_name, paired_ratio, print_table, spread, wait_for_device
@@ -32,11 +33,12 @@ from sms_hf import MaskedTrainerMixin, Masks, prune
 TARGETS = {"cpu": 1.05, "cuda": 1.02}
 VOCABULARY = 8192
 MODELS = {
+    "toy": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4},
     "tiny": {"d_model": 256, "d_kv": 64, "d_ff": 1536, "num_layers": 6, "num_heads": 8},
     "t5-small": {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8, "vocab_size": 32128},
     "t5-base": {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12, "vocab_size": 32128},
 }
-"""Shapes, of 21, 60 and 220 M parameters."""
+"""Shapes, of 0.3, 21, 60 and 220 M parameters."""
 
 
 class MaskedTrainer(MaskedTrainerMixin, Seq2SeqTrainer):
@@ -117,7 +119,33 @@ def time_enforcement(trainer: MaskedTrainer, repetitions: int = 20) -> float:
     return statistics.median(seconds)
 
 
-def main() -> None:
+def compare_steps(options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of a masked and of a plain step, their paired ratio, and the memory of masks."""
+    with tempfile.TemporaryDirectory() as folder:
+        plain = make_trainer(Seq2SeqTrainer, make_model(options)[0], folder, options)
+        model, masks = make_model(options)
+        masked = make_trainer(MaskedTrainer, model, folder, options)
+        masked[0].masks = masks
+        seconds = measure({"plain": plain, "masked": masked}, options.blocks)
+    masks.check(model)
+    medians = {name: [statistics.median(block) for block in blocks] for name, blocks in seconds.items()}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "prunable": masks.num_weights,
+        "sparsity": masks.sparsity(),
+        "optimizer": plain[0].args.optim.value,
+        "plain": spread(medians["plain"], 1e3, 1),
+        "masked": spread(medians["masked"], 1e3, 1),
+        "ratio": paired_ratio(medians["masked"], medians["plain"]),
+        "masking_ms": time_enforcement(masked[0]) * 1e3,
+        "plain_ms": statistics.median(medians["plain"]) * 1e3,
+        "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "factor_bytes": sum(f.numel() * f.element_size() for f in masked[0]._enforcer._factors),
+        "mask_bytes": sum(mask.numel() * mask.element_size() for mask in masks.values()),
+    }
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=20, help="pairs of blocks of steps")
     parser.add_argument("--block", type=int, default=3, help="steps in a block")
@@ -128,41 +156,30 @@ def main() -> None:
     parser.add_argument("--device", choices=sorted(TARGETS), default="cpu")
     parser.add_argument("--model", choices=list(MODELS), default="tiny")
     parser.add_argument("--bf16", action="store_true", help="autocast")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = make_parser().parse_args()
     torch.set_num_threads(options.threads)
     print(describe_machine("transformers", "accelerate"))
-
-    with tempfile.TemporaryDirectory() as folder:
-        plain = make_trainer(Seq2SeqTrainer, make_model(options)[0], folder, options)
-        model, masks = make_model(options)
-        masked = make_trainer(MaskedTrainer, model, folder, options)
-        masked[0].masks = masks
-        seconds = measure({"plain": plain, "masked": masked}, options.blocks)
-    masks.check(model)
-
-    count = sum(p.numel() for p in model.parameters())
+    found = compare_steps(options)
     print(
-        f"T5 of {count / 1e6:.1f} M parameters, {masks.num_weights / 1e6:.1f} M prunable, sparsity {masks.sparsity():.2%}, "
-        f"{device_name(options.device)}"
+        f"T5 of {found['parameters'] / 1e6:.1f} M parameters, {found['prunable'] / 1e6:.1f} M prunable, "
+        f"sparsity {found['sparsity']:.2%}, {device_name(options.device)}"
         f"{', bf16 autocast' if options.bf16 else ''}, "
-        f"batch {options.batch_size} x {options.length}+{options.length} tokens, optim {plain[0].args.optim.value}, "
+        f"batch {options.batch_size} x {options.length}+{options.length} tokens, optim {found['optimizer']}, "
         f"{options.blocks} pairs of blocks of {options.block} steps"
     )
-    medians = {name: [statistics.median(block) for block in blocks] for name, blocks in seconds.items()}
-    print_table(
-        [[name, spread(blocks, 1e3, 1)] for name, blocks in medians.items()], ["trainer", "ms per step (blocks)"]
-    )
-    alone = time_enforcement(masked[0])
-    step = statistics.median(medians["plain"])
-    print(f"masking all gradients and weights, alone: {alone * 1e3:.1f} ms, {alone / step:.1%} of a plain step")
-    factors = sum(f.numel() * f.element_size() for f in masked[0]._enforcer._factors)
-    bools = sum(mask.numel() * mask.element_size() for mask in masks.values())
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    print_table([[name, found[name]] for name in ("plain", "masked")], ["trainer", "ms per step (blocks)"])
+    alone, step = found["masking_ms"], found["plain_ms"]
+    print(f"masking all gradients and weights, alone: {alone:.1f} ms, {alone / step:.1%} of a plain step")
+    weights, factors, bools = found["weight_bytes"], found["factor_bytes"], found["mask_bytes"]
     print(
         f"memory: weights {weights / MB:.1f} MB, masks as factors {factors / MB:.1f} MB ({factors / weights:.0%}), "
         f"as bools {bools / MB:.1f} MB ({bools / weights:.0%})"
     )
-    print(f"ratio: {paired_ratio(medians['masked'], medians['plain']):.3f} (target at most {TARGETS[options.device]})")
+    print(f"ratio: {found['ratio']:.3f} (target at most {TARGETS[options.device]})")
 
 
 if __name__ == "__main__":

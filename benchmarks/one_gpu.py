@@ -3,30 +3,35 @@ Claim: candidates that do not fill a GPU train faster side by side on it, for th
 
 Measured: one phase of four equal candidates by two and by four processes that share one GPU (`torchrun`). Peer: the same
 program by one process, one candidate after the other. The time is that of the phase in the report. With `full_determinism`,
-so that bytes can be compared; bf16 autocast. No target: the table says from which size on it no longer pays.
+so that bytes can be compared; bf16 autocast. And bare masked training loops, each in a thread and on a CUDA stream of its
+own, in one process; peer: the same loops in turn. Target: of two that share the GPU, each takes at most 0.6 of the time that
+the two take in turn; the table says from which size on that no longer holds.
 
     python benchmarks/one_gpu.py --models tiny t5-small t5-base
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from _common import describe_machine, device_name, print_table
+from _common import describe_machine, device_name, paired_ratio, paired_times, print_table, run_group
 from masked_step import MODELS
 
 LENGTH = 32
+CANDIDATES = 4
+TARGET = 0.6
 
 
 def work(folder: Path, model: str, batch: int, steps: int, device: str) -> None:
     """The program that all peers run: make a soup of four candidates."""
-    import torch
-    from transformers import T5Config, T5ForConditionalGeneration, default_data_collator
+    from transformers import default_data_collator
 
     from sms_hf import SparseSoupTrainer, SparseSoupTrainingArguments
 
@@ -35,7 +40,7 @@ def work(folder: Path, model: str, batch: int, steps: int, device: str) -> None:
         target_sparsity=0.8,
         pruning_scope="uniform",
         num_phases=1,
-        num_candidates=4,
+        num_candidates=CANDIDATES,
         max_steps=steps,
         per_device_train_batch_size=batch,
         per_device_eval_batch_size=batch,
@@ -48,16 +53,22 @@ def work(folder: Path, model: str, batch: int, steps: int, device: str) -> None:
         report_to="none",
         disable_tqdm=True,
     )
-    torch.manual_seed(0)
-    config = T5Config(**{"vocab_size": 8192, "decoder_start_token_id": 0} | MODELS[model])
     trainer = SparseSoupTrainer(
-        model=T5ForConditionalGeneration(config),
+        model=make_model(model),
         args=args,
         train_dataset=make_data(8 * batch, seed=1),
         eval_dataset=make_data(batch, seed=2),
         data_collator=default_data_collator,
     )
     trainer.train()
+
+
+def make_model(model: str):
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    return T5ForConditionalGeneration(T5Config(**{"vocab_size": 8192, "decoder_start_token_id": 0} | MODELS[model]))
 
 
 def make_data(count: int, seed: int) -> list[dict]:
@@ -68,21 +79,109 @@ def make_data(count: int, seed: int) -> list[dict]:
     return [{"input_ids": source, "attention_mask": attention, "labels": target} for source, target in tokens]
 
 
-def run(processes: int, model: str, batch: int, options: argparse.Namespace) -> tuple[float, str]:
+def run(processes: int, model: str, batch: int, steps: int, device: str) -> dict[str, Any]:
     """Seconds of the phase, and the digest of the soup."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable]
         if processes > 1:
             command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command += [__file__, "--work", folder, model, str(batch), str(options.steps), options.device]
-        device = {"ACCELERATE_USE_CPU": "true"} if options.device == "cpu" else {}
-        env = os.environ | {"OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":16:8"} | device
-        result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        if result.returncode:
-            raise RuntimeError(result.stderr[-3000:])
+        command += [__file__, "--work", folder, model, str(batch), str(steps), device]
+        on_cpu = {"ACCELERATE_USE_CPU": "true"} if device == "cpu" else {}
+        env = os.environ | {"OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":16:8"} | on_cpu
+        if run_group(command, env, log := Path(folder) / "log.txt"):
+            raise RuntimeError(log.read_text(encoding="utf-8")[-3000:])
         report = json.loads((Path(folder) / "report.json").read_text())
         digest = hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
-        return report["phases"][0]["seconds"], digest
+        return {"seconds": report["phases"][0]["seconds"], "digest": digest}
+
+
+def run_streams(streams: int, model: str, batch: int, steps: int, device: str) -> dict[str, Any]:
+    """How many times faster training loops are side by side on streams than in turn."""
+    import torch
+
+    from sms_hf import prune
+    from sms_hf.training.masked.masking import MaskEnforcer
+
+    batches = [
+        {key: torch.stack([row[key] for row in rows]).to(device) for key in rows[0]}
+        for rows in (make_data(batch, seed) for seed in range(4))
+    ]
+
+    def make_loop():
+        network = make_model(model).to(device).train()
+        enforcer = MaskEnforcer(prune(network, 0.8, scope="uniform"))
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
+        stream = torch.cuda.Stream() if device == "cuda" else None
+
+        def loop() -> None:
+            on = contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+            with on:
+                for step in range(steps):
+                    with torch.autocast(device, torch.bfloat16):
+                        loss = network(**batches[step % len(batches)]).loss
+                    loss.backward()
+                    enforcer.mask_gradients_(network)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    enforcer.mask_weights_(network)
+            if stream is not None:
+                stream.synchronize()
+
+        return loop
+
+    loops = [make_loop() for _ in range(streams)]
+    if device == "cuda":
+        torch.cuda.synchronize()  # What was made on the default stream is there for the others.
+    with ThreadPoolExecutor(streams) as pool:
+        peers = {
+            "in turn": lambda: [loop() for loop in loops],
+            "side by side": lambda: [done.result() for done in [pool.submit(loop) for loop in loops]],
+        }
+        times = paired_times(peers, 2)
+    return {"speed": paired_ratio(times["in turn"], times["side by side"])}
+
+
+def tabulated(found: dict[tuple[str, int], dict[str, dict[str, Any]]]) -> tuple[list[list[str]], list[str]]:
+    """
+    Rows and headers of a table.
+
+    `found`: (model, batch) -> way (`"1 process"`, `"2 processes"`, `"2 streams"`, ...) -> what was measured.
+    """
+    ways = list(dict.fromkeys(way for values in found.values() for way in values if way != "1 process"))
+    rows = []
+    for (model, batch), values in found.items():
+        alone = values.get("1 process")
+        row = [model, str(batch), f"{alone['seconds']:.1f}" if alone else ""]
+        for way in ways:
+            speed = speed_of(values, way)
+            same = alone and values.get(way, {}).get("digest") in (None, alone["digest"])
+            row.append("" if speed is None else f"{speed:.2f}x{'' if same or 'streams' in way else ', OTHER BYTES'}")
+        rows.append(row)
+    return rows, ["model", "batch", "one process, s", *ways]
+
+
+def speed_of(values: dict[str, dict[str, Any]], way: str) -> float | None:
+    """How many times faster than in turn, where it is known."""
+    if way not in values or "speed" in values[way]:
+        return values.get(way, {}).get("speed")
+    return values["1 process"]["seconds"] / values[way]["seconds"] if "1 process" in values else None
+
+
+def rule(found: dict[tuple[str, int], dict[str, dict[str, Any]]]) -> str:
+    """Where two that share the GPU reach the target, in a sentence."""
+    pays: dict[bool, list[str]] = {True: [], False: []}
+    for (model, batch), values in found.items():
+        for way in ("2 processes", "2 streams"):
+            speed = speed_of(values, way)
+            if speed is not None:
+                pays[1 / speed <= TARGET].append(f"{model} at batch {batch} by {way} ({1 / speed:.2f})")
+    parts = [
+        f"{name}: {', '.join(items)}"
+        for name, items in (("Reached", pays[True]), ("Not reached", pays[False]))
+        if items
+    ]
+    head = f"Time of a candidate where two share the GPU, as a part of its time alone; the target is at most {TARGET}."
+    return f"{head} {'. '.join(parts)}."
 
 
 def main() -> None:
@@ -95,21 +194,19 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[16, 128])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--processes", nargs="+", type=int, default=[2, 4])
+    parser.add_argument("--streams", nargs="+", type=int, default=[2, 4])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     options = parser.parse_args()
     print(describe_machine("transformers", threads=1), device_name(options.device))
-    rows = []
+    found = {}
     for model in options.models:
         for batch in options.batches:
-            alone, digest = run(1, model, batch, options)
-            row = [model, batch, f"{alone:.1f}"]
-            for processes in options.processes:
-                seconds, other = run(processes, model, batch, options)
-                row += [f"{alone / seconds:.2f}x", "same" if other == digest else "DIFFERENT"]
-            rows.append(row)
-    headers = [item for n in options.processes for item in (f"{n} processes", "bytes")]
-    print(f"four candidates of {options.steps} steps, {LENGTH}+{LENGTH} tokens a row")
-    print_table(rows, ["model", "batch", "one process, s", *headers])
+            asked = model, batch, options.steps, options.device
+            values = {"1 process": run(1, *asked)} | {f"{n} processes": run(n, *asked) for n in options.processes}
+            found[model, batch] = values | {f"{n} streams": run_streams(n, *asked) for n in options.streams}
+    print(f"{CANDIDATES} candidates of {options.steps} steps, {LENGTH}+{LENGTH} tokens a row")
+    print_table(*tabulated(found))
+    print(rule(found))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ the weights' own. Both must keep the same number of weights, and the same ones (
 
 import argparse
 import json
-import statistics
 import time
+from typing import Any
 
 import torch
 from _common import (
@@ -22,6 +22,7 @@ from _common import (
     describe_machine,
     device_name,
     in_fresh_process,
+    paired_ratio,
     print_table,
     spread,
     wait_for_device,
@@ -85,27 +86,45 @@ def measure_times(options: argparse.Namespace) -> tuple[dict[str, list[float]], 
     return seconds, masks
 
 
-def measure_on_gpu(options: argparse.Namespace, own: int) -> None:
-    """Times, and memory by the device's own count; the first repetition warms up."""
-    print(device_name(options.device))
-    rows, extra = [], {}
+def memory_on_device(options: argparse.Namespace) -> dict[str, dict[str, int]]:
+    """Extra memory of each method at its peak, by the device's own count."""
+    extra = {}
     for name in METHODS:
         model = make_model(options.matrices, options.size, options.device)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         METHODS[name](model, options.sparsity)
-        extra[name] = torch.cuda.max_memory_allocated() - before
+        extra[name] = {"peak": torch.cuda.max_memory_allocated() - before}
         del model
         torch.cuda.empty_cache()
+    return extra
+
+
+def memory_in_processes(options: argparse.Namespace) -> dict[str, dict[str, int]]:
+    """Extra memory of each method, in a fresh process each."""
+    shared = ["--matrices", options.matrices, "--size", options.size, "--sparsity", options.sparsity]
+    shared += ["--threads", options.threads]
+    return {name: in_fresh_process(__file__, *shared, "--memory_of", name) for name in METHODS}
+
+
+MEMORY = {"cpu": memory_in_processes, "cuda": memory_on_device}
+
+
+def compare_methods(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and extra memory of each method, whether they keep the same weights, and how much faster ours is."""
+    own, memory = 4 * options.matrices * options.size**2, MEMORY[options.device](options)
     seconds, masks = measure_times(options)
-    for name, times in seconds.items():
-        rows.append([name, spread(times[1:], digits=4), f"{extra[name] / MB:.0f} MB ({extra[name] / own:.0%})"])
-    print_table(rows, ["method", "seconds", "extra memory on the device"])
-    print(
-        compare(masks["sms_hf prune"], masks["torch"], make_model(options.matrices, options.size, options.device).cpu())
-    )
-    ratio = statistics.median(t / s for t, s in zip(seconds["torch"][1:], seconds["sms_hf prune"][1:], strict=True))
-    print(f"ratio: {ratio:.2f}x faster than torch")
+    if options.device == "cuda":  # There the first repetition warms up.
+        seconds = {name: times[1:] for name, times in seconds.items()}
+    weights = make_model(options.matrices, options.size, options.device).cpu()
+    return {
+        "weights": own // 4,
+        "seconds": {name: spread(times, digits=4) for name, times in seconds.items()},
+        "memory": memory,
+        "weight_bytes": own,
+        "kept": compare(masks["sms_hf prune"], masks["torch"], weights),
+        "ratio": paired_ratio(seconds["torch"], seconds["sms_hf prune"]),
+    }
 
 
 def compare(ours: dict[str, Tensor], theirs: dict[str, Tensor], model: nn.Sequential) -> str:
@@ -122,44 +141,41 @@ def compare(ours: dict[str, Tensor], theirs: dict[str, Tensor], model: nn.Sequen
     return f"kept: sms_hf {kept[0]:,}, torch {kept[1]:,}; {same}"
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--matrices", type=int, default=48)
     parser.add_argument("--size", type=int, default=1024, help="rows and columns of each matrix")
     parser.add_argument("--sparsity", type=float, default=0.9)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=3, help="on a GPU the first of them is not counted")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--memory_of", choices=sorted(METHODS), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = make_parser().parse_args()
     torch.set_num_threads(options.threads)
     if options.memory_of:
         print(json.dumps(measure_memory(options.memory_of, options)))
         return
-
-    print(describe_machine())
-    own = 4 * options.matrices * options.size**2
+    print(describe_machine(), device_name(options.device))
+    found = compare_methods(options)
+    own = found["weight_bytes"]
     print(f"{own // 4 / 1e6:.1f} M fp32 weights ({own / MB:.0f} MB), sparsity {options.sparsity:.0%}")
-    shared = ["--matrices", options.matrices, "--size", options.size, "--sparsity", options.sparsity]
-    shared += ["--threads", options.threads]
-    if options.device == "cuda":
-        measure_on_gpu(options, own)
-        return
-    memory = {name: in_fresh_process(__file__, *shared, "--memory_of", name) for name in METHODS}
-    seconds, masks = measure_times(options)
-
     rows = []
-    for name, values in memory.items():
-        peak, without = values["peak"], values["peak"] - values["masks"]
-        share = f"{peak / MB:.0f} MB ({peak / own:.0%})", f"{without / MB:.0f} MB ({without / own:.0%})"
-        rows.append([name, spread(seconds[name]), *share, f"{values['maxrss'] / MB:.0f} MB"])
-    print_table(rows, ["method", "seconds", "extra memory", "without returned masks", "growth of ru_maxrss"])
-    print(compare(masks["sms_hf prune"], masks["torch"], make_model(options.matrices, options.size)))
-    ratio = statistics.median(t / s for t, s in zip(seconds["torch"], seconds["sms_hf prune"], strict=True))
-    extra = (memory["sms_hf prune"]["peak"] - memory["sms_hf prune"]["masks"]) / own
+    for name, values in found["memory"].items():
+        peaks = [values["peak"], *([values["peak"] - values["masks"]] if "masks" in values else [])]
+        rows.append([name, found["seconds"][name], *(f"{peak / MB:.0f} MB ({peak / own:.0%})" for peak in peaks)])
+    print_table(rows, ["method", "seconds", "extra memory", "without returned masks"][: len(rows[0])])
+    print(found["kept"])
+    if options.device == "cuda":
+        print(f"ratio: {found['ratio']:.2f}x faster than torch")
+        return
+    ours = found["memory"]["sms_hf prune"]
     print(
-        f"ratio: {ratio:.1f}x faster (target at least {TARGET_RATIO:.0f}x), "
-        f"extra memory {extra:.2f} of the weights (target at most {TARGET_MEMORY})"
+        f"ratio: {found['ratio']:.1f}x faster (target at least {TARGET_RATIO:.0f}x), "
+        f"extra memory {(ours['peak'] - ours['masks']) / own:.2f} of the weights (target at most {TARGET_MEMORY})"
     )
 
 

@@ -15,8 +15,10 @@ LAST_LIMIT = Fraction(4, 5)
 
 def select_global(weights, alive, sparsity: float, limit: float, score: Score) -> dict[str, Tensor]:
     """One ranking of all weights. Tensors that would lose more than `limit` lose just that; the others lose the rest."""
-    zeros = {name: num_zeros(alive, name) for name in weights}
     to_remove = _left_to_remove(weights, alive, sparsity)
+    if limit == 1:
+        return keep_largest(weights, to_remove, alive, score)
+    zeros = {name: num_zeros(alive, name) for name in weights}
     room = {name: max(_most(w, limit) - zeros[name], 0) for name, w in weights.items()}
     if sum(room.values()) < to_remove:
         raise ValueError(

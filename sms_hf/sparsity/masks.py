@@ -95,7 +95,7 @@ class Masks(Mapping[str, Tensor]):
             MaskError: If a parameter is missing or has another shape. The model is unchanged then.
         """
         for name, parameter in self.parameters_of(model).items():
-            local(parameter).masked_fill_(~share(self[name], parameter), 0.0)
+            set_zeros_(parameter, self[name])
 
     @torch.no_grad()
     def check(self, model: nn.Module) -> None:
@@ -214,6 +214,11 @@ def share(mask: Tensor, parameter: Tensor) -> Tensor:
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a tensor is a `DTensor`, whose class takes most of a second to import."""
     return hasattr(tensor, "placements")
+
+
+def set_zeros_(parameter: Tensor, mask: Tensor) -> None:
+    """Set what a mask removes to exactly zero, of a sharded parameter in the part that this process holds."""
+    local(parameter).masked_fill_(~share(mask, parameter), 0.0)
 
 
 def check_zeros(name: str, weight: Tensor, mask: Tensor, first_row: int = 0) -> None:

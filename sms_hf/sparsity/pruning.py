@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ..choices import check_choice
 from .allocation import SCOPES
 from .calibration import Calibration, observe
 from .criteria import CRITERIA, Criterion, Seen, criterion_of, score_of
-from .masks import Masks
+from .masks import Masks, set_zeros_
 from .patterns import UNSTRUCTURED, input_dims, parse_nm, pattern_sparsity, select_nm, select_units
 from .prunable import find_prunable
 from .schedules import check_sparsity
@@ -94,7 +95,12 @@ def prune(
     groups = find_groups(model, pattern, target_modules, exclude_modules) if pattern in STRUCTURES else []
     weights = _weights_of(model, groups, target_modules, exclude_modules)
     _check_within(within, weights)
-    alive = within if within is not None else {n: w.detach() != 0 for n, w in weights.items() if not w.all()}
+    if within is not None:
+        alive: Mapping[str, Tensor] = within
+    else:
+        # All are asked before the first answer is waited for.
+        whole = {name: weight.detach().all() for name, weight in weights.items()}
+        alive = {name: weight.detach() != 0 for name, weight in weights.items() if not whole[name]}
     dims = {} if groups else input_dims(model, weights)
     seen = Seen(
         seed=seed,
@@ -117,7 +123,9 @@ def prune(
             f"`within` must hold masks of whole {pattern}, got masks that remove parts of them. "
             "Use the same pattern in every phase."
         )
-    masks.apply_(model)
+    with torch.no_grad():  # By the masks that lie on the device still.
+        for name, parameter in masks.parameters_of(model).items():
+            set_zeros_(parameter, chosen[name])
     return masks
 
 

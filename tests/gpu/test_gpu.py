@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CHECKPOINTING, reversal, tiny_t5
-from transformers import T5ForConditionalGeneration, TrainerCallback
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5ForConditionalGeneration,
+    TrainerCallback,
+    default_data_collator,
+)
 
 from sms_hf import Masks, find_prunable, load, pack, prune
 
@@ -55,6 +62,26 @@ def test_masks_are_exact(make_trainer, changes, tmp_path):
     assert masks.num_kept == total - round(0.75 * total)
     masks.check(trainer.model)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.report["phases"][1]["soup"]["score"], rel=1e-3)
+
+
+def test_masks_are_exact_under_flash_attention(make_trainer):
+    """Rows of one length: the kernels of flash attention take no mask of the padding."""
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        attn_implementation="sdpa",
+        pad_token_id=0,
+    )
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(2, 64, (24, 8)).tolist()]
+    data = {"train_dataset": rows, "eval_dataset": rows[:8], "data_collator": default_data_collator}
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # An error where it cannot be used.
+        trainer = make_trainer({"use_cpu": not ON_GPU, "bf16": True}, model=LlamaForCausalLM(config), **data)
+        trainer.train()
+    assert trainer.masks.sparsity() == pytest.approx(0.75, abs=1e-4)
+    trainer.masks.check(trainer.model)
 
 
 @pytest.mark.parametrize("kind", ["unstructured", "2:4", "neurons"])

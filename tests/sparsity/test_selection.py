@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sms_hf.sparsity import selection
 from sms_hf.sparsity.selection import keep_largest
@@ -33,6 +34,14 @@ def assert_same_masks(masks, expected):
         assert mask.dtype == torch.bool
         assert mask.shape == expected[name].shape
         assert torch.equal(mask, expected[name]), name
+
+
+@pytest.fixture(autouse=True, params=["as on a CPU", "as on a GPU"])
+def way(request, monkeypatch):
+    if request.param == "as on a GPU":
+        monkeypatch.setattr(selection, "_runs_ahead", lambda tensor: True)
+        monkeypatch.setattr(selection, "CUDA_CHUNK", 11)
+    return request.param
 
 
 @pytest.fixture
@@ -208,3 +217,30 @@ def test_score_sees_each_piece_with_its_name_and_start(small_chunks):
 
     keep_largest({"a": torch.ones(17), "b": torch.ones(2, 4)}, 5, score=score)
     assert seen == {("a", 0, 8), ("a", 8, 8), ("a", 16, 1), ("b", 0, 8)}
+
+
+class Waiting(TorchDispatchMode):
+    """Counts what would make the processor wait for a GPU: values that are asked for, sizes that depend on values."""
+
+    WAITING = ("_local_scalar_dense", "is_nonzero", "nonzero", "bincount", "masked_select", "index.Tensor")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += any(f"aten.{name}" in str(func) for name in self.WAITING)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("way", ["as on a GPU"], indirect=True)
+@pytest.mark.parametrize("rounded", [False, True])
+def test_on_a_gpu_the_waits_do_not_grow_with_the_weights(way, rounded):
+    waits = []
+    for count in (1, 20):
+        tensors = {str(i): torch.randn(3, 50, generator=torch.Generator().manual_seed(i)) for i in range(count)}
+        tensors = {name: t.round() if rounded else t for name, t in tensors.items()}
+        with Waiting() as waiting:
+            keep_largest(tensors, 77 * count)
+        waits.append(waiting.count)
+    assert 0 < waits[0] == waits[1] < 12

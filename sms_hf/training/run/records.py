@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, cast
@@ -19,7 +20,7 @@ from ..plan.candidates import Phase
 from .fingerprints import data_digest, weights_digest
 
 TIMINGS = ("_runtime", "_per_second", "_preparation_time")
-PACKAGES = ("sms_hf", "torch", "transformers", "accelerate")
+PACKAGES = ("torch", "transformers", "accelerate")
 
 
 def run_settings(
@@ -44,7 +45,11 @@ def run_settings(
         },
         "num_examples": dict(num_examples),
         "data": {name: data_digest(dataset) for name, dataset in data.items()},
-        "versions": {package: version(package) for package in PACKAGES},
+        # Its own from itself: a checkout need not be installed.
+        "versions": {
+            "sms_hf": sys.modules["sms_hf"].__version__,
+            **{package: version(package) for package in PACKAGES},
+        },
     }
 
 
