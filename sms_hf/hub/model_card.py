@@ -230,17 +230,18 @@ def _auto_class(model_class: str) -> str:
 
 def load_lines(name: str, model_class: str, files: Collection[str]) -> list[str]:
     """
-    Lines of Python that load a model.
+    Lines of Python that load a model; none where there are no weights.
 
     Args:
         name (`str`): The folder or repository.
         model_class (`str`): Of the model.
         files (`Collection[str]`): Names of its files of weights.
     """
-    if any(file.endswith(".safetensors") and file != MASKS and ".sparse" not in file for file in files):
+    weights = [file for file in files if file.endswith(".safetensors") and file != MASKS]
+    if any(".sparse" not in file for file in weights):
         auto = _auto_class(model_class)
         return [f"from transformers import {auto}", "", f"model = {auto}.from_pretrained({json.dumps(name)})"]
-    return ["import sms_hf", "", f"model = sms_hf.load({json.dumps(name)})"]
+    return ["import sms_hf", "", f"model = sms_hf.load({json.dumps(name)})"] if weights else []
 
 
 def _origin(parent: str | None) -> str:

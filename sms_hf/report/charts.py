@@ -8,11 +8,9 @@ from .phases import Colours, draw_scores
 from .svg import CANDIDATE, DENSE, INK, MEAN, SERIES, SOUP, figure_svg
 
 WIDE = (4.7, 2.9)
-POINTS = 8000
+POINTS = 4000
 """Of the losses of a phase: with more the page would grow, and nothing more would be seen."""
 HEAT = "#2f86c1"
-WRITTEN = 8
-"""Candidates up to which the cells of a matrix hold their numbers."""
 
 
 def scores_svg(report: Mapping[str, Any]) -> str:
@@ -47,7 +45,7 @@ def losses_svg(phase: Mapping[str, Any]) -> str | None:
             axes.plot(steps, losses, **style)
         values = [loss for points in lines.values() for _, loss in points]
         if min(values) > 0 and max(values) > 20 * min(values):
-            axes.set_yscale("log")
+            _logarithmic(axes)
         _plain(axes)
         axes.set_xlabel("step")
         axes.set_xlim(
@@ -68,57 +66,34 @@ def _losses(log: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
     return [(step, float(loss)) for step, loss in logged if isinstance(loss, int | float) and math.isfinite(loss)]
 
 
-def matrix_svg(name: str, title: str, values: Sequence[Sequence[float | None]], labels: Sequence[str]) -> str:
+def matrix_svg(
+    name: str, title: str, rows: Sequence[Sequence[float]], shades: tuple[float, float], labels: Sequence[str]
+) -> str:
     """
     A value for each two candidates, as a heat map.
 
     Args:
         name (`str`), title (`str`): As for `figure_svg`.
-        values (`Sequence[Sequence[float]]`): Row by row, symmetric; None or not finite where nothing is known.
+        rows (`Sequence[Sequence[float]]`): NaN where nothing is known.
+        shades (`tuple[float, float]`): Values of the palest and of the strongest shade.
         labels (`Sequence[str]`): Numbers of the candidates.
     """
-    count = len(labels)
-    # Between a candidate and itself there is nothing to be seen.
-    rows = [[math.nan if v is None or i == j else v for j, v in enumerate(row)] for i, row in enumerate(values)]
 
     def draw(axes: Any) -> None:
         from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
-        from matplotlib.patches import Rectangle
 
-        scale = Normalize(*_scale([v for row in rows for v in row if math.isfinite(v)]))
         # Paler is more transparent: so it is on light paper and on dark.
-        colours = LinearSegmentedColormap.from_list("", [to_rgba(HEAT, 0.06), to_rgba(HEAT, 0.75)])
-        if count > WRITTEN:
-            image = axes.imshow(rows, cmap=colours, norm=scale, interpolation="nearest")
-            axes.figure.colorbar(image, ax=axes, shrink=0.85).outline.set_visible(False)
-        else:
-            axes.set_aspect("equal")
-            axes.set_xlim(-0.5, count - 0.5)
-            axes.set_ylim(count - 0.5, -0.5)
-            for i, j, v in ((i, j, v) for i, row in enumerate(rows) for j, v in enumerate(row) if math.isfinite(v)):
-                axes.add_patch(Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, facecolor=colours(scale(v)), linewidth=0))
-                axes.text(j, i, f"{v:.3g}", ha="center", va="center", fontsize=11 - count / 3)
-        every = math.ceil(count / 10)
-        ticks = list(range(0, count, every))
+        colours = LinearSegmentedColormap.from_list("", [to_rgba(HEAT, 0.06), to_rgba(HEAT, 0.85)])
+        image = axes.imshow(rows, cmap=colours, norm=Normalize(*shades), interpolation="nearest")
+        axes.figure.colorbar(image, ax=axes, shrink=0.85).outline.set_visible(False)
+        ticks = list(range(0, len(labels), math.ceil(len(labels) / 5)))
         axes.set_xticks(ticks, [labels[i] for i in ticks])
         axes.set_yticks(ticks, [labels[i] for i in ticks])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
 
-    text = f"A number for each two of {count} candidates, between {_range(rows)}."
-    side = 1.2 + 0.42 * count if count <= WRITTEN else 3.4
-    return figure_svg(name, title, text, (side + 0.1, side), draw)
-
-
-def _scale(found: Sequence[float]) -> tuple[float, float]:
-    """Palest and strongest; where all are nearly alike they are to look alike."""
-    low, high = min(found, default=0.0), max(found, default=1.0)
-    return (low, high) if high - low > 0.05 * abs(high) else (min(low, 0.0), max(high, 0.0) or 1.0)
-
-
-def _range(rows: Sequence[Sequence[float]]) -> str:
-    found = [v for row in rows for v in row if math.isfinite(v)]
-    return f"{min(found):.4g} and {max(found):.4g}" if found else "none known"
+    text = f"A number for each two of {len(labels)} candidates, from {shades[0]:.4g} to {shades[1]:.4g}."
+    return figure_svg(name, title, text, (3.5, 3.4), draw)
 
 
 def timeline_svg(candidates: Sequence[tuple[int, Mapping[str, Any]]]) -> str | None:
@@ -182,6 +157,15 @@ def comparison_svg(runs: Sequence[tuple[float, float]]) -> str:
         axes.set_xlabel("sparsity %")
 
     return figure_svg("runs", "Score against sparsity", "The numbers are in the table of runs.", WIDE, draw)
+
+
+def _logarithmic(axes: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _plain(axes: Any) -> None:

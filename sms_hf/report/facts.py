@@ -1,5 +1,6 @@
 """What a page says of a run: pure functions from a report, whole or of a run that goes on, to rows and sentences."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ SHOWN = (
     *("per_device_train_batch_size", "retrain_schedule", "lr_scheduler_type", "seed"),
 )
 """Arguments that stand open in the page, where they are set; the others can be opened."""
+WRITTEN = 8
+"""Candidates up to which numbers stand in the cells of a heat map."""
 OPEN_ROWS = 12
 """Candidates of a phase that stand open in the page; more can be opened."""
 MOST_TENSORS = 600
@@ -121,7 +124,7 @@ def tiles(run: Run) -> list[tuple[str, str, str]]:
         found.append(("on disk", format_bytes(min(_forms(weights))), "weights alone"))
     seconds = [phase["seconds"] for phase in report["phases"] if phase["seconds"] is not None]
     if seconds:
-        trained = sum(len(phase["candidates"]) for phase in report["phases"])
+        trained = sum("going_on" not in c for phase in report["phases"] for c in phase["candidates"])
         found.append(("time", format_seconds(sum(seconds)).removeprefix("about "), _count(trained, "training")))
     return found
 
@@ -185,11 +188,16 @@ def rows_of_phase(run: Run, phase: Mapping[str, Any]) -> tuple[list[Row], list[R
         for c, (_, _, s, x, t) in zip(phase["candidates"], rows, strict=False)
     ]
     made = [
-        Row(label.split()[0], label, f"{s:.2f}", run.score(x), run.score(t))
+        Row(label.split()[0], _shortened(label, phase), f"{s:.2f}", run.score(x), run.score(t))
         for _, label, s, x, t in rows[count:]
         if x is not None
     ]
     return candidates, made
+
+
+def _shortened(label: str, phase: Mapping[str, Any]) -> str:
+    count = len(phase["soup"]["ingredients"]) if label.startswith("soup") else 0
+    return f"soup of {count} candidates" if count > OPEN_ROWS else label
 
 
 def _note(candidate: Mapping[str, Any], phase: Mapping[str, Any]) -> str:
@@ -283,25 +291,53 @@ def layer_rows(phases: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[floa
     return [(name, [column.get(name) for column in columns]) for name in names]
 
 
-def shades(rows: Sequence[tuple[str, Sequence[float | None]]]) -> tuple[float, float]:
-    """Sparsities of the palest and of the strongest shade; where all are nearly alike, the whole range."""
-    known = [value for _, values in rows for value in values if value is not None]
+def shades(values: Iterable[float | None]) -> tuple[float, float]:
+    """Values of the palest and of the strongest shade; where all are nearly alike they are to look alike."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
     low, high = min(known, default=0.0), max(known, default=1.0)
-    return (low, high) if high - low >= 0.05 else (0.0, 1.0)
+    return (low, high) if high - low >= 0.05 * abs(high) and high > low else (min(low, 0.0), max(high, 0.0) or 1.0)
 
 
-def barriers(diagnostics: Mapping[str, Any], names: Sequence[str]) -> list[list[float | None]] | None:
-    """Barrier between each two candidates; None where no midpoints were looked at."""
-    return _pairs([(m["between"], m["barrier"]) for m in diagnostics.get("midpoints", [])], names)
+@dataclass(frozen=True)
+class Matrix:
+    """A value for each two candidates; NaN where none is known, as between a candidate and itself."""
+
+    title: str
+    what: str
+    labels: list[str]
+    rows: list[list[float]]
+
+    @property
+    def shades(self) -> tuple[float, float]:
+        return shades(value for row in self.rows for value in row)
 
 
-def overlaps(diagnostics: Mapping[str, Any], names: Sequence[str]) -> list[list[float | None]] | None:
-    """Overlap of masks between each two candidates; None where they share one."""
-    return _pairs([(m["between"], m["overlap"]) for m in diagnostics.get("mask_overlaps", [])], names)
+def matrices(phase: Mapping[str, Any]) -> Iterator[Matrix]:
+    """How the candidates of a phase that did not fail lie to each other, as far as it was measured."""
+    names = [c["name"] for c in phase["candidates"] if not c["failure"] and c.get("score") is not None]
+    diagnostics, labels = phase["diagnostics"], [short(name) for name in names]
+    geometry = diagnostics.get("geometry") or {}
+    midpoints = [(m["between"], m["barrier"]) for m in diagnostics.get("midpoints", [])]
+    overlaps = [(m["between"], m["overlap"]) for m in diagnostics.get("mask_overlaps", [])]
+    barrier = "loss half way between two, above the mean of both"
+    for title, what, table in (
+        ("Distances", "L2 between weights", geometry.get("distances")),
+        ("Angles", "degrees between weights", geometry.get("angles")),
+        ("Barriers", barrier, _table(midpoints, names)),
+        ("Mask overlap", "intersection over union of kept weights", _table(overlaps, names)),
+    ):
+        if table and len(table) == len(names) > 1:
+            yield Matrix(
+                title, what, labels, [[_known(v, i == j) for j, v in enumerate(r)] for i, r in enumerate(table)]
+            )
 
 
-def _pairs(values: Iterable[tuple[Sequence[str], float]], names: Sequence[str]) -> list[list[float | None]] | None:
-    table = {frozenset(pair): value for pair, value in values}
+def _known(value: float | None, is_itself: bool) -> float:
+    return math.nan if is_itself or value is None else value
+
+
+def _table(pairs: Sequence[tuple[Sequence[str], float]], names: Sequence[str]) -> list[list[float | None]] | None:
+    table = {frozenset(pair): value for pair, value in pairs}
     return [[table.get(frozenset((a, b))) for b in names] for a in names] if table else None
 
 

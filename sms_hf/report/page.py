@@ -1,5 +1,6 @@
 """A run, or several beside each other, as one HTML file: no script, nothing from elsewhere, all text of others escaped."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def make_page(run: Run, refresh: int | None = None) -> str:
         phases=[_phase(run, phase) for phase in report["phases"]],
         layers=layers[: facts.MOST_TENSORS],
         layers_left=len(layers[facts.MOST_TENSORS :]),
-        shades=facts.shades(layers),
+        shades=facts.shades(value for _, values in layers for value in values),
         timeline=_markup(charts.timeline_svg(candidates)),
         settings=first,
         other_settings=others,
@@ -87,20 +88,7 @@ def make_note(text: str, refresh: int) -> str:
 def _phase(run: Run, phase: Mapping[str, Any]) -> dict[str, Any]:
     """What the template shows of a phase."""
     candidates, made = facts.rows_of_phase(run, phase)
-    diagnostics = phase["diagnostics"]
-    geometry = diagnostics.get("geometry") or {}
-    names = [c["name"] for c in phase["candidates"] if not c["failure"] and c.get("score") is not None]
-    tables = {
-        "Distances": (geometry.get("distances"), "L2 between weights"),
-        "Angles": (geometry.get("angles"), "degrees between weights"),
-        "Barriers": (
-            facts.barriers(diagnostics, names),
-            "loss half way between two candidates, above the mean of both; below zero is a common basin",
-        ),
-        "Mask overlap": (facts.overlaps(diagnostics, names), "intersection over union of kept weights"),
-    }
-    labels = [facts.short(name) for name in names]
-    number = phase["number"]
+    diagnostics, number = phase["diagnostics"], phase["number"]
     return {
         "number": number,
         "record": phase,
@@ -109,20 +97,25 @@ def _phase(run: Run, phase: Mapping[str, Any]) -> dict[str, Any]:
         "trials": facts.trials(run, phase["soup"]) if phase["soup"] else [],
         "verdict": facts.verdict(run, phase),
         "losses": _markup(charts.losses_svg(phase)),
-        "matrices": [
-            (
-                title,
-                what,
-                _markup(charts.matrix_svg(f"{title.lower().replace(' ', '-')}-{number}", title, values, labels)),
-            )
-            for title, (values, what) in tables.items()
-            if values and len(values) == len(names) > 1
-        ],
+        "matrices": [(matrix, _drawn(matrix, number)) for matrix in facts.matrices(phase)],
         "overlap": diagnostics.get("mask_overlap_with_previous_phase"),
         "warnings": diagnostics.get("warnings", []),
         "emptied": [n for n, values in facts.layer_rows([phase]) if values[0] == 1.0],
         "skipped": phase["parent"].get("skipped_by_pattern") or {},
     }
+
+
+def _drawn(matrix: facts.Matrix, phase: int) -> Markup | None:
+    """A heat map of many candidates; one of a few is a table."""
+    if len(matrix.labels) <= facts.WRITTEN:
+        return None
+    name = f"{matrix.title.lower().replace(' ', '-')}-{phase}"
+    return _markup(charts.matrix_svg(name, matrix.title, matrix.rows, matrix.shades, matrix.labels))
+
+
+def _shade(value: float, shades: tuple[float, float]) -> int:
+    """From 0, the palest, to 100."""
+    return round(100 * (value - shades[0]) / (shades[1] - shades[0])) if math.isfinite(value) else 0
 
 
 def _markup(svg: str | None) -> Markup | None:
@@ -147,7 +140,7 @@ def _render(template: str, **values: Any) -> str:
         "bytes": format_bytes,
         "seconds": format_seconds,
         "breakable": _breakable,
-        "short": facts.short,
+        "shade": _shade,
     }
     # JSON may hold halves of characters, which no file in UTF-8 can.
     return environment.get_template(template).render(**values).encode("utf-8", "replace").decode("utf-8")

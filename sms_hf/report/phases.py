@@ -45,7 +45,10 @@ def draw_scores(axes: Any, report: Mapping[str, Any], colours: Colours) -> None:
         axes.axhline(report["dense"][metric], color=colours.dense, linewidth=1, linestyle=":", label="dense")
     known = [(x, c.get("score")) for x, phase in zip(places, phases, strict=True) for c in phase["candidates"]]
     if points := [(x, score) for x, score in known if score is not None]:
-        axes.scatter(*zip(*points, strict=True), s=26, color=colours.candidate, label="candidates", zorder=2)
+        alpha = 1.0 if len(points) <= 40 * len(phases) else 0.3  # Where they lie thick is to be seen.
+        axes.scatter(
+            *zip(*points, strict=True), s=26, color=colours.candidate, alpha=alpha, label="candidates", zorder=2
+        )
     means = [(x, phase["mean_score"]) for x, phase in zip(places, phases, strict=True)]
     if means := [(x, mean) for x, mean in means if mean is not None]:
         style = {"color": colours.mean, "linestyle": "--", "marker": "_", "markersize": 14}

@@ -107,7 +107,8 @@ def _candidates_so_far(folder: PhaseFolder, planned: list[dict[str, Any]]) -> It
         log = _log(folder.root / f"{candidate['name']}.log")
         steps = max((entry["step"] for entry in log), default=0)
         end = max((entry.get("max_steps", 0) for entry in log), default=0)
-        where = f"in training, step {steps:,}{f' of {end:,}' if end else ''}" if log else "to come"
+        begun = "in training" if folder.candidate(candidate["name"]).is_dir() else "not done yet"
+        where = f"in training, step {steps:,}{f' of {end:,}' if end else ''}" if log else begun
         yield {
             **candidate,
             "steps": steps,
