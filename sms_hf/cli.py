@@ -223,8 +223,8 @@ def _report(args: argparse.Namespace) -> None:
         if len(args.runs) > 1 or args.output:
             raise ValueError("Expected one run and no --output with --watch. Leave out the others.")
         server = watch(args.runs[0], args.port)
-        print(f"http://127.0.0.1:{server.server_port}/ shows {args.runs[0]}; Ctrl-C ends it", flush=True)
         with server, suppress(KeyboardInterrupt):
+            print(f"http://127.0.0.1:{server.server_port}/ shows {args.runs[0]}; Ctrl-C ends it", flush=True)
             server.serve_forever()
         return
     print(write_page(args.runs, args.output))

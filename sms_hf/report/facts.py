@@ -269,7 +269,7 @@ def verdict(run: Run, phase: Mapping[str, Any]) -> str:
     if not left:
         return f"{text}; each made the average at least as good."
     demand = run.arguments.get("soup_min_gain")
-    rule = f"did not gain {demand:g} standard errors" if demand else "made the average worse"
+    rule = f"did not gain {demand:g} standard error{'s' * (demand != 1)}" if demand else "made the average worse"
     names = ", ".join(short(name) for name in left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")
     return f"{text}; {names} {rule}."
 

@@ -121,7 +121,7 @@ def test_a_loss_gets_better_as_it_falls():
     report["settings"]["arguments"] |= {"greater_is_better": False, "soup_min_gain": 1.0}
     run = Run("run", report)
     assert [t.gain for t in trials(run, report["phases"][0]["soup"])] == ["", f"{MINUS}1.50", "+0.75"]
-    assert verdict(run, report["phases"][0]).endswith("3 did not gain 1 standard errors.")
+    assert verdict(run, report["phases"][0]).endswith("3 did not gain 1 standard error.")
 
 
 @pytest.mark.parametrize(
