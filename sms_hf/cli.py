@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
@@ -24,6 +25,7 @@ from .choices import nearest
 PLAN = "Tell what a run will cost before it starts: trainings, time, disk, memory."
 TRAIN = "Train a soup: prune a model, retrain copies, average them, by the recipe of a task."
 GREEDY = "Average model folders that share one mask, as long as the score on a task's validation data gets no worse."
+REPORT = "Make a page to look at from a run, finished or going on, or compare several: one HTML file."
 RECIPE = "Copy the script and the settings of a task, to start one's own from."
 
 
@@ -76,6 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = "Show shape, sparsity, pattern and bytes of every tensor, and where the model comes from."
     added = command("inspect", _inspect, what)
     added.add_argument("--json", action="store_true", help="For programs.")
+    added = commands.add_parser("report", help=REPORT, description=REPORT)
+    added.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="The output_dir of a run; several are compared."
+    )
+    added.add_argument(
+        "--output", type=Path, help="The file to write. Default: report.html in RUN, comparison.html here for several."
+    )
+    added.add_argument(
+        "--watch", action="store_true", help="Serve the page of a run that goes on, on this machine alone."
+    )
+    added.add_argument("--port", type=int, default=8765, help="For --watch; 0 takes one that is free. Default: 8765.")
+    added.set_defaults(run=_report)
     what = "Turn an orphaned sparse checkpoint of compressed-tensors into an ordinary one."
     command("rescue", _rescue, what, "The folder to write. Default: MODEL-dense.")
     what = "Convert a model for CTranslate2, and see whether it says the same there."
@@ -216,6 +230,20 @@ def _inspect(args: argparse.Namespace) -> None:
     _quiet()
     folder = _folder(args.model)
     print(json.dumps(folder_facts(folder), indent=1) if args.json else describe_folder(folder))
+
+
+def _report(args: argparse.Namespace) -> None:
+    from .watching import watch, write_page
+
+    if args.watch:
+        if len(args.runs) > 1 or args.output:
+            raise ValueError("Expected one run and no --output with --watch. Leave out the others.")
+        server = watch(args.runs[0], args.port)
+        with server, suppress(KeyboardInterrupt):
+            print(f"http://127.0.0.1:{server.server_port}/ shows {args.runs[0]}; Ctrl-C ends it", flush=True)
+            server.serve_forever()
+        return
+    print(write_page(args.runs, args.output))
 
 
 def _rescue(args: argparse.Namespace) -> None:

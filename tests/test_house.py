@@ -20,12 +20,13 @@ BELOW = {
     "hub": {"choices", "files", "sparsity", "compact", "report"},
     "inference": {"choices", "files", "sparsity", "compact"},
     "training": {"choices", "files", "sparsity", "soup", "compact", "report", "hub"},
+    "watching": {"files", "report", "hub", "training"},
     "demo": set(),
     "tasks": {"choices", "files", "sparsity", "soup", "report", "inference", "training"},
     "compare": {"choices", "files", "report", "training", "tasks"},
     "launching": {"choices"},
     "registration": set(),
-    "cli": {"choices", "files", "sparsity", "soup", "compact", "hub", "inference", "training", "launching"},
+    "cli": {"choices", "files", "sparsity", "soup", "compact", "hub", "inference", "training", "watching", "launching"},
 }
 TRAINING = (
     *("processes", "plan", "random_states", "run_directory", "live", "deciding", "arguments"),

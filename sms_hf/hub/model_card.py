@@ -1,5 +1,6 @@
 """The model card: what the Hub shows, made from the lineage."""
 
+import json
 from collections.abc import Collection, Mapping
 from string import Template
 from typing import Any
@@ -8,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tabulate import tabulate
 
-from ..files.folder import FIGURE
+from ..files.folder import FIGURE, MASKS
 from ..report.table import describe, format_report
 from ..report.text import plain
 from .lineage import is_repo_name
@@ -205,14 +206,7 @@ def _metadata(
 
 
 def _load(name: str, lineage: Mapping[str, Any], dense: bool, compact: bool) -> str:
-    auto = {
-        "text2text-generation": "AutoModelForSeq2SeqLM",
-        "translation": "AutoModelForSeq2SeqLM",
-        "text-generation": "AutoModelForCausalLM",
-    }
-    model_class = lineage["model"]["class"]
-    task = next((task for end, task in TASKS.items() if model_class.endswith(end)), "")
-    words = {"name": plain(name), "auto": auto.get(task, plain(model_class))}
+    words = {"name": plain(name), "auto": plain(_auto_class(lineage["model"]["class"]))}
     parts = [_LOAD_DENSE.substitute(words)] if dense else []
     if compact:
         parts.append(
@@ -221,6 +215,33 @@ def _load(name: str, lineage: Mapping[str, Any], dense: bool, compact: bool) -> 
             )
         )
     return "\n".join(parts)
+
+
+def _auto_class(model_class: str) -> str:
+    """What loads models of a class."""
+    auto = {
+        "text2text-generation": "AutoModelForSeq2SeqLM",
+        "translation": "AutoModelForSeq2SeqLM",
+        "text-generation": "AutoModelForCausalLM",
+    }
+    task = next((task for end, task in TASKS.items() if model_class.endswith(end)), "")
+    return auto.get(task, model_class)
+
+
+def load_lines(name: str, model_class: str, files: Collection[str]) -> list[str]:
+    """
+    Lines of Python that load a model; none where there are no weights.
+
+    Args:
+        name (`str`): The folder or repository.
+        model_class (`str`): Of the model.
+        files (`Collection[str]`): Names of its files of weights.
+    """
+    weights = [file for file in files if file.endswith(".safetensors") and file != MASKS]
+    if any(".sparse" not in file for file in weights):
+        auto = _auto_class(model_class)
+        return [f"from transformers import {auto}", "", f"model = {auto}.from_pretrained({json.dumps(name)})"]
+    return ["import sms_hf", "", f"model = sms_hf.load({json.dumps(name)})"] if weights else []
 
 
 def _origin(parent: str | None) -> str:

@@ -143,6 +143,17 @@ def weight_sizes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in files if path.suffix == ".safetensors"}
 
 
+def run_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the weights and masks of a run, and of the folders in which it works."""
+    files = [path for path in [find_file(folder, MASKS)] if path is not None]
+    working = {
+        f"{path.name}/": sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        for path in sorted(folder.glob("_*"))
+        if path.is_dir()
+    }
+    return weight_sizes(folder) | {path.name: path.stat().st_size for path in files} | working
+
+
 def _card(folder: Path, repo_id: str, there: str | None, metadata: Mapping[str, Any]) -> str | None:
     """The card to push: made from the lineage where there is one, into the repository's or else the folder's."""
     own = find_file(folder, CARD)

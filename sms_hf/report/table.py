@@ -1,6 +1,6 @@
 """The table at the end of a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -30,17 +30,22 @@ def format_report(
     tests = test_scores or {}
     rows = [["dense", "", 0.0, report["dense"][report["metric"]], tests.get("dense")]]
     for phase in report["phases"]:
-        rows += _phase_rows(phase, tests)
+        rows += phase_rows(phase, tests)
     headers = ["phase", "model", "sparsity %", report["metric"], f"test {report['metric']}"]
+    digits = f".{decimals(row[3] for row in rows)}f"
     if not tests:
         rows, headers = [row[:-1] for row in rows], headers[:-1]
-    # Percentages and BLEU with two decimals, losses with four.
-    digits = ".2f" if max(row[3] or 0.0 for row in rows) >= 10 else ".4f"
     rows, headers = [[_cell(v, style) for v in row] for row in rows], [_cell(header, style) for header in headers]
     return tabulate(rows, headers=headers, tablefmt=style, floatfmt=("", "", ".2f", digits, digits), missingval="")
 
 
-def _phase_rows(phase: Mapping[str, Any], tests: Mapping[str, float]) -> list[list[Any]]:
+def decimals(scores: Iterable[float | None]) -> int:
+    """Percentages and BLEU with two decimals, losses with four."""
+    return 2 if max((score or 0.0 for score in scores), default=0.0) >= 10 else 4
+
+
+def phase_rows(phase: Mapping[str, Any], tests: Mapping[str, float]) -> list[list[Any]]:
+    """Phase, model, sparsity in percent, score and test score of what a phase made; None where one is not known."""
     name, soup = f"phase-{phase['number']}", phase["soup"]
     # Pruning while training ends sparser than it began; an average of different masks is denser than they are.
     sparsity = 100 * (soup["sparsity"] if soup and phase["parent"]["sparsity"] == 0 else phase["parent"]["sparsity"])

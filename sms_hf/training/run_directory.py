@@ -1,7 +1,7 @@
 """
 Where the files of a run lie: known here alone.
 
-    output_dir/                     the final model, tokenizer, masks.safetensors, report.json
+    output_dir/                     the final model, tokenizer, masks.safetensors, report.json, report.html
       _run/run.json                 what this run is: settings and plan, frozen
       _run/dense.json               score of the model before pruning
       _run/teacher.safetensors      its logits for the training data, then teacher.json

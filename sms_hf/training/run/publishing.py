@@ -17,8 +17,10 @@ from ...files.folder import CARD, FIGURE, LINEAGE, CheckpointError
 from ...files.records import write_record
 from ...files.writing import write_json, write_text
 from ...hub.lineage import cached_revision, make_lineage
-from ...hub.model_card import make_card, merge_cards
-from ...hub.push import push_to_hub, weight_sizes
+from ...hub.model_card import load_lines, make_card, merge_cards
+from ...hub.push import push_to_hub, run_sizes, weight_sizes
+from ...report.facts import Run
+from ...report.page import PAGE, make_page
 from ...report.phases import draw_phases
 from ...report.schema import Report, read_lineage
 from ...sparsity.masks import Masks, check_fingerprint
@@ -69,7 +71,7 @@ class Publisher:
 
     def describe(self, report: Report, test: Mapping[str, float] | None = None) -> None:
         """
-        Write lineage, figure and card.
+        Write lineage, figure, card and page.
 
         Args:
             report (`Mapping`): What `report.json` holds.
@@ -93,6 +95,7 @@ class Publisher:
         )
         there = folder / CARD
         write_text(there, merge_cards(card, there.read_text("utf-8") if there.is_file() else None))
+        self._write_page(report, lineage)
 
     def push(
         self,
@@ -129,6 +132,20 @@ class Publisher:
             return commit
 
         return push() if blocking else HfApi(token=token).run_as_future(push)
+
+    def _write_page(self, report: Report, lineage: Mapping[str, Any]) -> None:
+        folder = self._directory.root
+        try:
+            sizes, model_class = run_sizes(folder), report["settings"]["model"]["class"]
+            name = folder.absolute().name
+            load = load_lines(_as_given(str(self._args.output_dir)) or name, model_class, sizes)
+            # As they will be read: `sms-hf report` makes the same page.
+            run = Run(name, json.loads(json.dumps(report)), json.loads(json.dumps(lineage)), sizes, load)
+            write_text(folder / PAGE, make_page(run))
+        except ImportError:
+            say(f"no {PAGE}: it needs matplotlib, pip install sms_hf[report]")
+        except Exception as error:  # Hours of training must not be lost to a page.
+            say(f"no {PAGE}: {type(error).__name__}: {error}")
 
     @property
     def repo_name(self) -> str:
