@@ -74,7 +74,11 @@ class Run:
         for phase in reversed(self.report["phases"]):
             name = f"phase-{phase['number']}"
             if phase["soup"]:
-                return "soup", phase["soup"]["score"], self.tests.get(f"{name}/soup")
+                return (
+                    "soup" if len(phase["candidates"]) > 1 else "model",
+                    phase["soup"]["score"],
+                    self.tests.get(f"{name}/soup"),
+                )
             if phase["best_score"] is not None:
                 return "best candidate", phase["best_score"], None
         return "", None, None
@@ -168,7 +172,7 @@ class Row:
     details: str = ""
 
 
-def model_rows(run: Run) -> Row:
+def dense_row(run: Run) -> Row:
     """The dense model."""
     return Row(
         "dense",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..files.writing import write_text
 from ..report.page import PAGE, make_comparison, make_page
-from .reading import read_run
+from .reading import read_run, whole_fields
 
 COMPARISON = "comparison.html"
 
@@ -27,7 +27,8 @@ def write_page(folders: Sequence[Path], output: Path | None = None) -> Path:
         ValueError: If runs have different metrics, or there is no place for the file.
     """
     runs = [read_run(folder) for folder in folders]
-    page = make_page(runs[0]) if len(runs) == 1 else make_comparison(runs)
+    with whole_fields(", ".join(map(str, folders))):
+        page = make_page(runs[0]) if len(runs) == 1 else make_comparison(runs)
     target = output or (folders[0] / PAGE if len(runs) == 1 else Path(COMPARISON))
     if target.is_dir() or not target.parent.is_dir():
         raise ValueError(f"Expected a file in a folder that is there, got {target}. Name another one with --output.")

@@ -3,9 +3,12 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from jinja2 import UndefinedError
 
 from ..files.folder import LINEAGE, CheckpointError
 from ..files.records import DamagedError, read_record
@@ -32,39 +35,32 @@ def read_run(folder: str | Path) -> Run:
     if not directory.root.is_dir():
         raise CheckpointError(f"Expected the folder of a run, found no folder {folder}.")
     if directory.report.exists():
-        report = _whole(directory, lambda: read_report(directory.root))
-        lineage = (
-            _whole(directory, lambda: read_lineage(directory.root)) if (directory.root / LINEAGE).exists() else None
-        )
-        sizes = run_sizes(directory.root)
+        report, sizes = read_report(directory.root), run_sizes(directory.root)
+        lineage = read_lineage(directory.root) if (directory.root / LINEAGE).exists() else None
         given = name if os.path.isabs(folder) else str(folder)
-        return Run(name, report, lineage, sizes, load_lines(given, report["settings"]["model"]["class"], sizes))
+        with whole_fields(folder):
+            return Run(name, report, lineage, sizes, load_lines(given, report["settings"]["model"]["class"], sizes))
     if not directory.run_record.is_file():
         raise CheckpointError(
             f"Expected the folder of a run, with report.json or {directory.run_record.relative_to(directory.root)}, found "
             f"neither in {folder}. Name the output_dir of a run."
         )
-    try:
+    with whole_fields(folder):
         report = _report_so_far(directory)
         return Run(name, report, unfinished=_progress(directory, report))
-    except (DamagedError, KeyError, TypeError) as error:
-        raise CheckpointError(_damaged(directory, error)) from error
 
 
-def _whole(directory: RunDirectory, read: Any) -> Any:
-    """What was written whole holds all its fields."""
+@contextmanager
+def whole_fields(where: str | Path) -> Iterator[None]:
+    """Raise [`CheckpointError`] where a folder does not hold what a run writes: it is damaged, or somebody changed it."""
     try:
-        value = read()
-        if value["metric"] not in value["dense"] or not value["phases"]:
-            raise KeyError(value["metric"])
-        return value
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(_damaged(directory, error)) from error
-
-
-def _damaged(directory: RunDirectory, error: Exception) -> str:
-    what = str(error) if isinstance(error, DamagedError) else f"a field is missing ({type(error).__name__}: {error})"
-    return f"The run in {directory.root} is damaged: {what}. Resume it, or take a whole copy."
+        yield
+    except DamagedError as error:
+        raise CheckpointError(f"The run in {where} is damaged: {error}. Resume it, or take a whole copy.") from error
+    except (KeyError, IndexError, TypeError, AttributeError, UndefinedError) as error:
+        raise CheckpointError(
+            f"A report in {where} does not hold what a run writes ({type(error).__name__}: {error}). Take it as the run left it."
+        ) from error
 
 
 def _report_so_far(directory: RunDirectory) -> Mapping[str, Any]:

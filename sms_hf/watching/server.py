@@ -6,7 +6,7 @@ from pathlib import Path
 from threading import Lock
 
 from ..report.page import make_note, make_page
-from .reading import read_run
+from .reading import read_run, whole_fields
 
 HOST = "127.0.0.1"
 """Others on the network see nothing: a run's settings and paths are its owner's."""
@@ -35,7 +35,8 @@ def watch(folder: str | Path, port: int) -> ThreadingHTTPServer:
     def page() -> str:
         with lock:
             run = read_run(folder)
-            return make_page(run, REFRESH if run.unfinished else None)
+            with whole_fields(folder):
+                return make_page(run, REFRESH if run.unfinished else None)
 
     page()
     try:

@@ -259,7 +259,16 @@ def test_the_command_writes_the_page_into_the_run(run_folder, tmp_path, capsys, 
         (lambda folder: None, "Expected the folder of a run, with report.json or _run/run.json, found neither in"),
         (lambda folder: folder.rmdir(), "Expected the folder of a run, found no folder"),
         (lambda folder: (folder / "report.json").write_text('{"version": 1, "metr'), "report.json is damaged"),
-        (lambda folder: (folder / "report.json").write_text('{"version": 1}'), "is damaged: a field is missing"),
+        (
+            lambda folder: (folder / "report.json").write_text('{"version": 1}'),
+            "does not hold what a run writes (KeyError: 'settings')",
+        ),
+        (
+            lambda folder: (folder / "report.json").write_text(
+                json.dumps(small_report() | {"phases": [{"number": 1}]})
+            ),
+            "does not hold what a run writes (KeyError: '",
+        ),
         (lambda folder: (folder / "report.json").write_text('{"version": 2}'), "must be of version 1, got 2"),
         (
             lambda folder: (unfinished_folder(folder) / "_run" / "dense.json").write_text('{"bleu": 1}'),
