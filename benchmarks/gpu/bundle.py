@@ -55,7 +55,7 @@ def copy_results(bundle: Path, results: Path = RESULTS) -> None:
 
 def _travels(path: Path) -> bool:
     """What was measured, and what the rest is measured with; no checkpoints, and of a cell of a comparison its records alone."""
-    if "cells" in path.parts:
+    if any(part.startswith("cells") for part in path.parts):
         return path.name in ("cell.json", "report.json", "result.json")
     if "training" in path.parts:
         return False

@@ -27,7 +27,7 @@ ROWS = {
     "cost": ["masked-toy", "selection-toy"],
     "one_gpu": ["toy-2-1-process", "toy-2-2-processes", "toy-2-2-streams"],
     "inference": ["operations", "1", "2"],
-    "translation": ["dense", "seed-42"],
+    "translation": ["dense", "seed-42", "ten-epochs"],
 }
 CELLS = {
     "correct": ["test_masks_do_not_depend_on_the_device[2:4]", "passed"],
@@ -266,9 +266,9 @@ def test_results_travel_without_checkpoints_and_come_back(tmp_path):
         "cuda/translation/data/train.en",
     ]
     left = ["cuda/translation/training/checkpoint-1/optimizer.bin", "cuda/translation/training/checkpoint-1/state.json"]
-    names += ["cuda/translation/cells/x/cell.json", "cuda/translation/cells/x/result.json"]
+    names += ["cuda/translation/cells/x/cell.json", "cuda/translation/cells-10-epochs/x/result.json"]
     left += [
-        "cuda/translation/cells/x/model.safetensors",
+        "cuda/translation/cells-10-epochs/x/model.safetensors",
         "cuda/translation/cells/x/tokenizer.json",
         "cpu-tiny/cost.md",
     ]
