@@ -30,7 +30,7 @@ BELOW = {
 }
 TRAINING = (
     *("processes", "plan", "random_states", "run_directory", "live", "deciding", "arguments"),
-    *("masked", "batch_norm", "ensemble", "tracking", "scoring", "spawning", "cost", "run", "trainer"),
+    *("masked", "batch_norm", "ensemble", "scoring", "spawning", "tracking", "cost", "run", "trainer"),
 )
 """The rooms of `training`, each of which knows only those before it."""
 MOST = 12

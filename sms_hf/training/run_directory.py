@@ -44,6 +44,7 @@ class RunDirectory:
         )
         self.final_record = self.root / INTERNAL / "final.json"
         self.report = self.root / REPORT
+        self.soups = self.root / INTERNAL / "soups"  # Of trackers that write files.
 
     def phase(self, number: int) -> "PhaseFolder":
         """A phase, counted from 1."""

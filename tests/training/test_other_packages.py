@@ -345,28 +345,3 @@ def test_sentence_transformers_is_refused_before_anything_runs(tmp_path):
         ValueError, match=r"got .*Trainer, which writes folders of its own form for a SentenceTransformer"
     ):
         SoupST(model=model, args=args, train_dataset=rows, eval_dataset=rows)
-
-
-def test_every_candidate_is_a_run_of_its_own_in_wandb(make_trainer, monkeypatch, tmp_path):
-    import wandb
-
-    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
-
-    class Look(TrainerCallback):
-        seen: list = []  # noqa: RUF012
-
-        def on_train_begin(self, args, state, control, **kwargs):
-            Look.seen.append((wandb.run.id, wandb.run.name, wandb.run.group, wandb.run.step))
-
-    make_trainer(
-        {"report_to": "wandb", "run_name": "soup", "logging_steps": 2, "num_phases": 2}, callbacks=[Look()]
-    ).train()
-    ids, names, groups, steps = zip(*Look.seen, strict=True)
-    assert len(set(ids)) == 4
-    assert names == tuple(f"soup-phase-{phase}-candidate-{i}" for phase in (1, 2) for i in (1, 2))
-    assert set(groups) == {"soup"}
-    assert set(steps) == {0}, "each begins with its own steps"
-    assert wandb.run is None, "nothing is left open"
-    assert len(glob.glob(f"{tmp_path}/wandb/offline-run-*")) == 4

@@ -123,7 +123,7 @@ class Retrainer:
         if trainer.args.max_steps > 0 or trainer.args.num_train_epochs > 0:
             # Without the optimizer's state a checkpoint would lead to another model.
             checkpoint = agree(lambda: None if trainer.args.save_only_model else last_checkpoint(output))
-            with own_run(bench.args.run_name or Path(str(bench.args.output_dir)).absolute().name):
+            with own_run(trainer, bench.args):
                 result = trainer.train(resume_from_checkpoint=checkpoint)
             state = trainer.state
             record |= {"steps": result.global_step, "epochs": state.epoch, "total_flos": state.total_flos}
