@@ -1,6 +1,6 @@
 """BLEU of generated translations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,21 +34,22 @@ def bleu_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction
         assert result is not None  # Only processes other than 0 of a distributed metric get None.
         return {"bleu": result["score"], "gen_len": float(np.mean(np.sum(_valid(tokenizer, tokens), axis=1)))}
 
-    return with_statistics(compute, RowStatistics(lambda p: _bleu_rows(tokenizer, p), {"bleu": _bleu_of_sums}))
+    def rows(prediction: EvalPrediction) -> np.ndarray:
+        tokens = _generated(prediction.predictions)
+        return bleu_statistics(decode(tokenizer, tokens), decode(tokenizer, prediction.label_ids))
+
+    return with_statistics(compute, RowStatistics(rows, {"bleu": bleu_of_sums}))
 
 
-def _bleu_rows(tokenizer: PreTrainedTokenizerBase, prediction: EvalPrediction) -> np.ndarray:
+def bleu_statistics(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
     """Of every sentence what corpus BLEU sums up: matching and all n-grams of each order, lengths of output and reference."""
-    hypotheses, references = (
-        decode(tokenizer, _generated(prediction.predictions)),
-        decode(tokenizer, prediction.label_ids),
-    )
     metric = sacrebleu.BLEU(effective_order=True)  # Only to be spared a warning: counts are the same.
     scores = [metric.sentence_score(h, [r]) for h, r in zip(hypotheses, references, strict=True)]
     return np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores], dtype=np.float64)
 
 
-def _bleu_of_sums(sums: np.ndarray) -> float:
+def bleu_of_sums(sums: np.ndarray) -> float:
+    """Corpus BLEU of such sums over sentences."""
     *counts, sys_len, ref_len = (int(value) for value in sums)
     orders = len(counts) // 2
     return sacrebleu.BLEU.compute_bleu(counts[:orders], counts[orders:], sys_len, ref_len, smooth_method="exp").score
