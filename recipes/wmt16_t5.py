@@ -266,7 +266,7 @@ def make_task(model, tokenizer, data: datasets.DatasetDict) -> Task:
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         processing_class=tokenizer,
         compute_metrics=bleu_metrics(tokenizer),
-        footnote=f"BLEU: {sacrebleu_signature()}; ",
+        footnote="".join(f"{name}: {sacrebleu_signature(name.lower())}; " for name in ("BLEU", "chrF", "TER")),
     )
 
 

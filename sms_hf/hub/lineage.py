@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..report.schema import LINEAGE_FORMAT, Lineage, Report
+from ..report.schema import LINEAGE_FORMAT, Comparison, Lineage, Report
 from ..sparsity.masks import Masks
 
 _LOCAL = ("original_schedule", "generation_config")
@@ -41,6 +41,7 @@ def make_lineage(
     revision: str | None = None,
     test: Mapping[str, Any] | None = None,
     measured: Mapping[str, Any] | None = None,
+    comparisons: Sequence[Comparison] = (),
 ) -> Lineage:
     """
     The lineage of a finished run. [`format_report`] takes it for a report.
@@ -52,13 +53,14 @@ def make_lineage(
         revision (`str`, *optional*): Commit of the parent.
         test (`Mapping`, *optional*): Row of the table -> test score.
         measured (`Mapping`, *optional*): Speed, and the machine that it was measured on.
+        comparisons (`Sequence`, *optional*): Of test scores.
 
     Returns:
         [`Lineage`]: JSON values.
     """
     settings = report["settings"]
     is_local = parent is None or not is_repo_name(parent) or os.path.isdir(parent)
-    return {
+    lineage: Lineage = {
         "format": LINEAGE_FORMAT,
         "parent": {"name": None if is_local else parent, "revision": None if is_local else revision},
         "model": {key: settings["model"][key] for key in ("class", "num_parameters")},
@@ -76,6 +78,7 @@ def make_lineage(
         "measured": dict(measured) if measured else None,
         "versions": settings["versions"],
     }
+    return {**lineage, "comparisons": list(comparisons)} if comparisons else lineage
 
 
 def _is_local(argument: str) -> bool:

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tabulate import tabulate
 
 from ..files.folder import FIGURE, MASKS
+from ..report.comparison import describe_comparison
 from ..report.table import describe, format_report
 from ..report.text import plain
 from .lineage import is_repo_name
@@ -46,7 +47,7 @@ $load
 `$metric` on the evaluation set, by which the soup was chosen$tested:
 
 $table
-$figure
+$compared$figure
 ## Files
 
 $files
@@ -130,6 +131,7 @@ def make_card(
         metric=plain(metric),
         tested=", and on the test set, which no choice has seen" if test else "",
         table=format_report(lineage, test, style="github"),
+        compared=_compared(lineage),
         figure=f"\n![Scores of each phase]({FIGURE})\n" if figure else "",
         files=tabulate(
             [[f"`{plain(n)}`", f"{size / 1e6:.2f} MB"] for n, size in files.items()], ["file", "size"], "github"
@@ -203,6 +205,11 @@ def _metadata(
             for split, score in scores.items()
         ]
     return data
+
+
+def _compared(lineage: Mapping[str, Any]) -> str:
+    found = [plain(describe_comparison(c, lineage["metric"])) for c in lineage.get("comparisons", ())]
+    return f"\nOn the test set (paired bootstrap over its rows): {'; '.join(found)}.\n" if found else ""
 
 
 def _load(name: str, lineage: Mapping[str, Any], dense: bool, compact: bool) -> str:

@@ -1,4 +1,4 @@
-"""What a score is: corpus BLEU with its signature, accuracy, intersection over union, calibration."""
+"""What a score is: corpus BLEU, chrF and TER with their signatures, accuracy, intersection over union, calibration."""
 
 from .bleu import bleu_metrics, sacrebleu_signature
 from .calibration import expected_calibration_error, worst_class_accuracy

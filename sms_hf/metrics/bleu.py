@@ -1,6 +1,6 @@
-"""BLEU of generated translations."""
+"""BLEU, chrF and TER of generated translations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,17 +9,26 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from .rows import RowStatistics, with_statistics
 
+SCORES: dict[str, Callable[[], Any]] = {"bleu": sacrebleu.BLEU, "chrf": sacrebleu.CHRF, "ter": sacrebleu.TER}
+"""Metric -> how sacreBLEU counts it by default."""
 
-def sacrebleu_signature() -> str:
-    """How sacreBLEU counts here (references, case, tokenisation, smoothing, version), to be printed beside every score."""
-    bleu = sacrebleu.BLEU()
-    bleu.corpus_score(["a"], [["a"]])  # The number of references is known only after a score.
-    return str(bleu.get_signature())
+
+def sacrebleu_signature(metric: str = "bleu") -> str:
+    """
+    How sacreBLEU counts here (references, case, tokenisation, smoothing, version), to be printed beside every score.
+
+    Args:
+        metric (`str`, *optional*, defaults to `"bleu"`): Or `"chrf"`, `"ter"`.
+    """
+    counted = SCORES[metric]()
+    counted.corpus_score(["a"], [["a"]])  # The number of references is known only after a score.
+    return str(counted.get_signature())
 
 
 def bleu_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
     """
-    `compute_metrics` for translation: `bleu`, corpus BLEU in `[0, 100]`, and `gen_len`, mean length of the output in tokens.
+    `compute_metrics` for translation, of the whole corpus: `bleu` and `chrf` in `[0, 100]`, `ter` in percent (edits over words
+    of the reference: less is better, and more than 100 is possible), and `gen_len`, mean length of the output in tokens.
 
     For trainers with `predict_with_generate=True`. Predictions and labels: token ids `(sentences, length)`, padded.
     """
@@ -32,26 +41,40 @@ def bleu_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction
         hypotheses, references = decode(tokenizer, tokens), decode(tokenizer, prediction.label_ids)
         result = metric.compute(predictions=hypotheses, references=references)
         assert result is not None  # Only processes other than 0 of a distributed metric get None.
-        return {"bleu": result["score"], "gen_len": float(np.mean(np.sum(_valid(tokenizer, tokens), axis=1)))}
+        others = {name: SCORES[name]().corpus_score(hypotheses, [references]).score for name in ("chrf", "ter")}
+        return {"bleu": result["score"], **others, "gen_len": float(np.mean(np.sum(_valid(tokenizer, tokens), axis=1)))}
 
-    return with_statistics(compute, RowStatistics(lambda p: _bleu_rows(tokenizer, p), {"bleu": _bleu_of_sums}))
+    def rows(prediction: EvalPrediction) -> np.ndarray:
+        tokens = _generated(prediction.predictions)
+        return sentence_statistics(decode(tokenizer, tokens), decode(tokenizer, prediction.label_ids))
 
-
-def _bleu_rows(tokenizer: PreTrainedTokenizerBase, prediction: EvalPrediction) -> np.ndarray:
-    """Of every sentence what corpus BLEU sums up: matching and all n-grams of each order, lengths of output and reference."""
-    hypotheses, references = (
-        decode(tokenizer, _generated(prediction.predictions)),
-        decode(tokenizer, prediction.label_ids),
-    )
-    metric = sacrebleu.BLEU(effective_order=True)  # Only to be spared a warning: counts are the same.
-    scores = [metric.sentence_score(h, [r]) for h, r in zip(hypotheses, references, strict=True)]
-    return np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in scores], dtype=np.float64)
+    return with_statistics(compute, RowStatistics(rows, CORPUS_SCORES))
 
 
-def _bleu_of_sums(sums: np.ndarray) -> float:
-    *counts, sys_len, ref_len = (int(value) for value in sums)
-    orders = len(counts) // 2
-    return sacrebleu.BLEU.compute_bleu(counts[:orders], counts[orders:], sys_len, ref_len, smooth_method="exp").score
+def sentence_statistics(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """
+    Of every sentence what the corpus scores sum up, `(sentences, 30)`: numbers of n-grams and of words, lengths, edits.
+
+    By what sacreBLEU's own bootstrap takes them from; it has no public name for it.
+    """
+    of_metrics = [make()._extract_corpus_statistics(hypotheses, [references]) for make in SCORES.values()]
+    return np.hstack([np.array(rows, dtype=np.float64) for rows in of_metrics])
+
+
+def _corpus_scores() -> dict[str, Callable[[np.ndarray], float]]:
+    """Metric -> its value from sums of such rows."""
+    ends = np.cumsum([0, *(len(make()._extract_corpus_statistics(["a"], [["a"]])[0]) for make in SCORES.values())])
+
+    def of_sums(make: Callable[[], Any], begin: int, end: int) -> Callable[[np.ndarray], float]:
+        metric = make()
+        return lambda sums: metric._compute_score_from_stats(sums[begin:end]).score
+
+    places = zip(SCORES.items(), ends, ends[1:], strict=False)
+    return {name: of_sums(make, begin, end) for (name, make), begin, end in places}
+
+
+CORPUS_SCORES = _corpus_scores()
+"""Metric -> function of the sums of `sentence_statistics`, which gives its value on the corpus."""
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: Any) -> list[str]:

@@ -128,7 +128,20 @@ class Report(TypedDict):
     phases: list[Phase]
 
 
-class Lineage(TypedDict):
+class Comparison(TypedDict):
+    """Two models on the test set; of the difference a 95 % interval (paired bootstrap over its rows)."""
+
+    model: str
+    against: str
+    difference: float
+    interval: list[float]
+
+
+class _Compared(TypedDict, total=False):
+    comparisons: list[Comparison]
+
+
+class Lineage(_Compared):
     """`sparse_soup.json`: what of a report is for everybody, and what was measured since."""
 
     format: str

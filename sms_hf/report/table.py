@@ -50,7 +50,7 @@ def phase_rows(phase: Mapping[str, Any], tests: Mapping[str, float]) -> list[lis
     # Pruning while training ends sparser than it began; an average of different masks is denser than they are.
     sparsity = 100 * (soup["sparsity"] if soup and phase["parent"]["sparsity"] == 0 else phase["parent"]["sparsity"])
     tested = {c["name"]: tests[f"{name}/{c['name']}"] for c in phase["candidates"] if f"{name}/{c['name']}" in tests}
-    best = next((c["name"] for c in phase["candidates"] if c.get("score") == phase["best_score"]), "")
+    best = best_candidate(phase)
     mean_tested = sum(tested.values()) / len(tested) if tested else None
     rows = [
         [name, f"{c['name']} {_settings(c)}", sparsity, c.get("score"), tested.get(c["name"])]
@@ -71,6 +71,11 @@ def phase_rows(phase: Mapping[str, Any], tests: Mapping[str, float]) -> list[lis
             label = f"soup ({_ingredients(soup['ingredients'])})"
             rows.append([name, label, 100 * soup["sparsity"], soup["score"], tests.get(f"{name}/soup")])
     return rows
+
+
+def best_candidate(phase: Mapping[str, Any]) -> str:
+    """Name of a phase's best candidate on the evaluation set."""
+    return next((c["name"] for c in phase["candidates"] if c.get("score") == phase["best_score"]), "")
 
 
 def describe(overrides: Mapping[str, Any]) -> str:

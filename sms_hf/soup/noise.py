@@ -60,6 +60,22 @@ def gain_noise(
     return float(gains.std(ddof=1)), lambda needed: float((gains >= needed).mean())
 
 
+def difference_interval(first: Sequence[float], second: Sequence[float], coverage: float = 0.95) -> tuple[float, float]:
+    """
+    Where a difference lies, by the percentiles of the samples' differences.
+
+    Args:
+        first, second (`Sequence[float]`): Scores of two models on the same samples.
+        coverage (`float`, *optional*, defaults to `0.95`): Share of the samples inside, as many above it as below.
+
+    Returns:
+        Lower and upper end, in units of the score.
+    """
+    differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    low, high = np.quantile(differences, [(1 - coverage) / 2, (1 + coverage) / 2])
+    return float(low), float(high)
+
+
 def resample_predictions(
     compute: Callable[[Any], dict[str, Any]], prediction: Any, name: str, repeats: int = FEW_REPEATS
 ) -> list[float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ..report.comparison import describe_comparison
 from ..report.table import format_report
 from ..training.trainer import SparseSoupTrainer
 from .task import Task
@@ -28,6 +29,9 @@ def show_outcome(task: Task, trainer: SparseSoupTrainer, dense: nn.Module) -> No
         report, scores = as_perplexity(report, scores)
         footnote = f"Perplexity: exp(loss per token). {footnote}"
     print(f"\n{format_report(report, scores)}")
+    for comparison in trainer.comparisons if scores else ():
+        # In units of the metric that decides: the interval of a perplexity would be another one.
+        print(f"{describe_comparison(comparison, trainer.report['metric'])}.")
     tested = f", tested on {len(task.test):,}" if task.test is not None else ""
     print(f"\n{footnote}chosen on {len(task.validation):,} validation rows{tested}.")
 

@@ -21,6 +21,8 @@ from .processes.sharding import defer_sharding_, wants_sharding
 from .processes.store import Processes
 
 RETRAINED = ("all", "biases-and-norms")
+LESS_IS_BETTER = ("ter", "eval_ter")
+"""Metrics of `sms_hf.metrics` that Trainer would take for better where greater, as all but losses."""
 
 _TrainingArguments = TrainingArguments if TYPE_CHECKING else object
 
@@ -337,6 +339,8 @@ class SparseSoupArguments(_TrainingArguments):
         if not processes.is_main:
             self.disable_tqdm = True
             self.push_to_hub = False
+        if self.greater_is_better is None and self.metric_for_best_model in LESS_IS_BETTER:
+            self.greater_is_better = False
         super().__post_init__()
         self._check_sharding()
         if self.n_gpu > 1:  # One candidate, one device: a launch gives every process its own. No nn.DataParallel.

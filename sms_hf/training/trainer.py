@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, Seq2SeqTrainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from ..report.schema import Report
+from ..report.schema import Comparison, Report
 from .arguments import SparseSoupArguments
 from .cost.forecast import Forecast
 from .cost.measure import forecast_run, num_examples
@@ -24,7 +24,7 @@ from .plan.methods import METHODS
 from .processes.failures import disk_error, is_disk_error
 from .processes.say import say
 from .processes.stopping import Stopped, stop_on_signals
-from .run.afterwards import kept_candidates, score_ensemble, score_run, score_subsoups
+from .run.afterwards import compare_scores, kept_candidates, score_ensemble, score_run, score_subsoups
 from .run.bench import Bench
 from .run.checks import check_inputs
 from .run.publishing import Publisher
@@ -48,6 +48,7 @@ class SparseSoupMixin(CandidateMixin, metaclass=Rebuildable):
     Attributes:
         masks ([`Masks`] or `None`): Masks of the model that the trainer holds.
         report ([`Report`](docs/report.md) or `None`): After `train()`, what `report.json` holds.
+        comparisons (`list[Comparison]`): After `evaluate_run()`, whether the soup's test score differs by more than noise.
         card (`dict`): For the model card: keyword arguments of `push_to_hub` (`language`, `license`, `tags`, ...).
     """
 
@@ -65,6 +66,7 @@ class SparseSoupMixin(CandidateMixin, metaclass=Rebuildable):
             self._take_adapters()
             self._check_folders()
         self.report: Report | None = None
+        self.comparisons: list[Comparison] = []
         self.card: dict[str, Any] = {}
 
     def _take_adapters(self) -> None:
@@ -183,11 +185,16 @@ class SparseSoupMixin(CandidateMixin, metaclass=Rebuildable):
             value of `metric_for_best_model`.
         """
         bench, plan = Bench(self), self.args.make_plan()
-        scores = self.args.processes.on_main(
-            self._scope("evaluate-run"), lambda: score_run(bench, self._directory, plan, dataset, dense)
-        )
-        if self.args.processes.is_main and self.report is not None:
-            Publisher(bench, self._directory).describe(self.report, scores)
+        report = self.report
+
+        def work() -> tuple[dict[str, float], list[Comparison]]:
+            scores = score_run(bench, self._directory, plan, dataset, dense)
+            values = {name: score.metrics[bench.metric] for name, score in scores.items()}
+            return values, [] if report is None else compare_scores(scores, bench.metric, report)
+
+        scores, self.comparisons = self.args.processes.on_main(self._scope("evaluate-run"), work)
+        if self.args.processes.is_main and report is not None:
+            Publisher(bench, self._directory).describe(report, scores, self.comparisons)
         return scores
 
     def evaluate_ensemble(self, dataset=None, phase: int | None = None) -> dict[str, float]:

@@ -79,6 +79,18 @@ def test_lineage_says_where_a_model_comes_from(masks, tmp_path):
     assert [c["overrides"] for c in found["phases"][0]["candidates"]] == [{"seed": 1}, {"seed": 2}]
 
 
+def test_what_test_scores_are_worth_goes_along(masks):
+    compared = {"model": "phase-1/soup", "against": "dense", "difference": -2.5, "interval": [-4.0, -1.0]}
+    found = make_lineage(report(), masks, test={"phase-1/soup": 30.5}, comparisons=[compared])
+    assert found["comparisons"] == [compared]
+    (line,) = [line for line in make_card(found, "user/soup", {}).splitlines() if "against" in line]
+    assert line == (
+        "On the test set (paired bootstrap over its rows): soup against dense: -2.50 bleu, 95 % interval -4.00 to -1.00: "
+        "more than noise."
+    )
+    assert "comparisons" not in lineage(masks), "where nothing is known, nothing is written"
+
+
 def test_lineage_names_no_folder_of_the_machine(masks, tmp_path):
     found = lineage(masks, parent=str(tmp_path))
     assert found["parent"] == {"name": None, "revision": None}

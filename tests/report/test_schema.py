@@ -60,6 +60,12 @@ def test_a_real_report_holds_what_it_says(make_trainer, tmp_path):
     lineage = read_lineage(tmp_path / "run")
     check(lineage, schema.Lineage)
     assert format_report(lineage) == format_report(report)
+    trainer.args.per_device_eval_batch_size = 1
+    trainer.evaluate_run(trainer.eval_dataset, dense=trainer.model)
+    compared = read_lineage(tmp_path / "run")
+    check(compared, schema.Lineage)
+    for comparison in compared["comparisons"]:
+        check(comparison, schema.Comparison)
     assert str(tmp_path) not in json.dumps(lineage["arguments"])
 
 

@@ -75,15 +75,16 @@ class Words:
         return [" ".join(self.words[token - 1] for token in row if token) for row in tokens.tolist()]
 
 
-def test_bleu_is_resampled_as_sacrebleu_does():
-    words = Words()
+@pytest.mark.parametrize("metric", [sacrebleu.BLEU(), sacrebleu.CHRF(), sacrebleu.TER()], ids=["bleu", "chrf", "ter"])
+def test_translations_are_resampled_as_sacrebleu_does(metric, request):
+    name, words = request.node.callspec.id, Words()
     compute = bleu_metrics(words)
     prediction = EvalPrediction(words.encode(TEXTS), words.encode(REFERENCES))
-    rows = compute.statistics.rows(prediction)
-    assert compute.statistics.scores["bleu"](rows.sum(0)) == pytest.approx(compute(prediction)["bleu"], abs=1e-9)
+    rows, score = compute.statistics.rows(prediction), compute.statistics.scores[name]
+    assert score(rows.sum(0)) == pytest.approx(compute(prediction)[name], abs=1e-9)
     drawn = np.random.default_rng(3).integers(len(TEXTS), size=len(TEXTS))
-    expected = sacrebleu.BLEU().corpus_score([TEXTS[i] for i in drawn], [[REFERENCES[i] for i in drawn]]).score
-    assert compute.statistics.scores["bleu"](rows[drawn].sum(0)) == pytest.approx(expected, abs=1e-9)
+    expected = metric.corpus_score([TEXTS[i] for i in drawn], [[REFERENCES[i] for i in drawn]]).score
+    assert score(rows[drawn].sum(0)) == pytest.approx(expected, abs=1e-9)
 
 
 def test_statistics_of_classes_and_of_pixels_give_the_metrics():

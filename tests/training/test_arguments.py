@@ -134,6 +134,10 @@ def test_arguments_that_make_no_sense_are_refused_at_once(make_args, changes, wo
         ({}, ("loss", False)),
         ({"metric_for_best_model": "bleu"}, ("bleu", True)),
         ({"metric_for_best_model": "eval_bleu"}, ("bleu", True)),
+        ({"metric_for_best_model": "chrf"}, ("chrf", True)),
+        ({"metric_for_best_model": "ter"}, ("ter", False)),
+        ({"metric_for_best_model": "eval_ter"}, ("ter", False)),
+        ({"metric_for_best_model": "ter", "greater_is_better": True}, ("ter", True)),
         ({"metric_for_best_model": "error", "greater_is_better": False}, ("error", False)),
     ],
 )

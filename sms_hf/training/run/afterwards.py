@@ -8,24 +8,54 @@ from torch import nn
 
 from ...files.folder import MASKS
 from ...files.records import DamagedError, check_files
+from ...report.schema import Comparison, Report
+from ...report.table import best_candidate
 from ...soup.averaging import Average
 from ...soup.diagnostics import subsets
+from ...soup.noise import difference_interval
 from ..ensemble import make_ensemble
 from ..plan.candidates import Phase
 from ..run_directory import RunDirectory
+from ..scoring import Score
 from .bench import Bench
 
 
 def score_run(
     bench: Bench, directory: RunDirectory, plan: Sequence[Phase], dataset: Any, dense: nn.Module | None
-) -> dict[str, float]:
-    """Score every model that a run left on disk, and the one before pruning: `"phase-1/soup"`, ... -> value of the metric."""
-    scores = {} if dense is None else {"dense": bench.evaluate(dense, dataset)[bench.metric]}
+) -> dict[str, Score]:
+    """Score every model that a run left on disk, and the one before pruning: `"phase-1/soup"`, ... -> its score."""
+    scores = {} if dense is None else {"dense": bench.score_on(dense, dataset)}
     for phase in plan:
         folder = directory.phase(phase.number)
         for name, path in folder.models([candidate.name for candidate in phase.candidates]).items():
-            scores[f"{folder.root.name}/{name}"] = bench.evaluate(bench.load(path), dataset)[bench.metric]
+            scores[f"{folder.root.name}/{name}"] = bench.score_on(bench.load(path), dataset)
     return scores
+
+
+def compare_scores(scores: Mapping[str, Score], metric: str, report: Report) -> list[Comparison]:
+    """
+    The last soup against the dense model, and against the candidate that the evaluation set would have chosen.
+
+    Args:
+        scores (`Mapping`): From [`score_run`].
+        metric (`str`): The metric that decides.
+        report ([`Report`]): Of the run.
+
+    Returns:
+        `list[Comparison]`: Of those models that were scored, as far as the noise of their scores can be told. A soup of the
+        best candidate alone is not compared with it.
+    """
+    phase = report["phases"][-1]
+    name, best = f"phase-{phase['number']}", best_candidate(phase)
+    alone = phase["soup"] is None or phase["soup"]["ingredients"] == [best]
+    found = []
+    for other in ("dense", *([] if alone else [f"{name}/{best}"])):
+        soup, against = scores.get(f"{name}/soup"), scores.get(other)
+        if soup and against and soup.resampled and against.resampled:
+            difference = soup.metrics[metric] - against.metrics[metric]
+            interval = list(difference_interval(soup.resampled, against.resampled))
+            found.append(Comparison(model=f"{name}/soup", against=other, difference=difference, interval=interval))
+    return found
 
 
 def score_ensemble(bench: Bench, folders: Mapping[str, Path], dataset: Any) -> dict[str, float]:

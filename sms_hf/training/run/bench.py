@@ -178,13 +178,17 @@ class Bench:
 
     def score(self, model: nn.Module) -> Score:
         """Metrics on the evaluation set, and what a greedy soup asks of their noise."""
+        return self.score_on(model) if self.args.soup_method == "greedy" else Score(self.evaluate(model), None)
+
+    def score_on(self, model: nn.Module, dataset: Any = None) -> Score:
+        """Metrics on the evaluation set (or another), and their noise where it can be told."""
         judge = self.judge(model)
-        if self.args.soup_method != "greedy" or isinstance(judge.eval_dataset, dict):
-            return Score(self._metrics(judge.evaluate()), None)
+        if isinstance(judge.eval_dataset if dataset is None else dataset, dict):
+            return Score(self._metrics(judge.evaluate(dataset)), None)
         kept = KeptPredictions(judge.compute_metrics)
         if judge.compute_metrics is not None and not judge.args.batch_eval_metrics:
             judge.compute_metrics = kept
-        metrics = self._metrics(judge.evaluate())
+        metrics = self._metrics(judge.evaluate(dataset))
         any_metric = self.args.soup_min_gain is not None
         return Score(metrics, resampled_scores(self.metric, kept, judge.loss_parts, any_metric))
 

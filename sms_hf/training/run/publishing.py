@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,7 @@ from ...hub.push import push_to_hub, run_sizes, weight_sizes
 from ...report.facts import Run
 from ...report.page import PAGE, make_page
 from ...report.phases import draw_phases
-from ...report.schema import Report, read_lineage
+from ...report.schema import Comparison, Report, read_lineage
 from ...sparsity.masks import Masks, check_fingerprint
 from ..masked.checkpoints import no_progress_bars
 from ..processes.say import say
@@ -71,17 +71,21 @@ class Publisher:
         files = [p for p in model_files(directory.root) if p.name in saved or p.suffix == ".safetensors"]
         write_record(directory.final_record, {"mask_fingerprint": masks.fingerprint()}, [*files, directory.report])
 
-    def describe(self, report: Report, test: Mapping[str, float] | None = None) -> None:
+    def describe(
+        self, report: Report, test: Mapping[str, float] | None = None, comparisons: Sequence[Comparison] = ()
+    ) -> None:
         """
         Write lineage, figure, card and page.
 
         Args:
             report (`Mapping`): What `report.json` holds.
             test (`Mapping`, *optional*): Row of the table -> test score.
+            comparisons (`Sequence`, *optional*): Of these scores.
         """
         folder = self._directory.root
         parent = getattr(self._trainer.model.config, "_name_or_path", None)
-        lineage = make_lineage(report, self._masks, parent, cached_revision(parent), test, self._measured)
+        revision = cached_revision(parent)
+        lineage = make_lineage(report, self._masks, parent, revision, test, self._measured, comparisons)
         write_json(folder / LINEAGE, lineage)
         try:
             draw_phases(lineage).savefig(folder / FIGURE, dpi=150)
@@ -162,7 +166,8 @@ class Publisher:
         path = self._directory.root / LINEAGE
         try:
             there = read_lineage(path.parent)
-            lineage = make_lineage(report, self._masks, None, None, there["test"], there["measured"])
+            known = there["test"], there["measured"], there.get("comparisons", ())
+            lineage = make_lineage(report, self._masks, None, None, *known)
             made = json.loads(json.dumps(lineage))
             whole = all(there[key] == value for key, value in made.items() if key not in ("parent", "versions"))
         except (CheckpointError, KeyError):

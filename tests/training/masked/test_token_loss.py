@@ -41,7 +41,10 @@ def test_metrics_of_padded_token_ids():
     labels = np.array([ids(text, 9, -100) for text in REFERENCES])
     metrics = bleu_metrics(tokenizer())(EvalPrediction(predictions=predictions, label_ids=labels))
     assert metrics["bleu"] == sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES]).score
+    assert metrics["chrf"] == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
+    assert metrics["ter"] == pytest.approx(100 * (1 + 1) / (8 + 6)), "a word is missing, a word is another"
     assert metrics["gen_len"] == (8 + 7) / 2
+    assert set(metrics) == {"bleu", "chrf", "ter", "gen_len"}
 
 
 def test_logits_instead_of_tokens_are_an_error():
@@ -52,6 +55,12 @@ def test_logits_instead_of_tokens_are_an_error():
 
 def test_signature_names_tokenisation_and_version():
     assert sacrebleu_signature() == f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
+
+
+def test_the_signatures_of_chrf_and_ter():
+    version = sacrebleu.__version__
+    assert sacrebleu_signature("chrf") == f"nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:{version}"
+    assert sacrebleu_signature("ter") == f"nrefs:1|case:lc|tok:tercom|norm:no|punct:yes|asian:no|version:{version}"
 
 
 def test_weighted_mean_and_targets():
