@@ -9,6 +9,7 @@ import datasets
 import torch
 import transformers
 
+from ..report.page import PAGE
 from ..training.arguments import SparseSoupTrainingArguments
 from .greedy import greedy_soup_of
 from .outcome import show_outcome
@@ -68,6 +69,8 @@ def _run(
     if args.processes.is_main:
         how = "sms_hf.load" if args.sparse_format == "compact" else f"{type(task.model).__name__}.from_pretrained"
         print(f'The model: {how}("{args.output_dir}")')
+        if (page := Path(str(args.output_dir)) / PAGE).is_file():
+            print(f"The page of the run: {page}")
         if push:
             commit = trainer.push_to_hub(**{"dataset_tags": recipe.hub_dataset, **task.card})
             print(f"Pushed: {commit.commit_url}")

