@@ -33,11 +33,19 @@ def own_run(trainer: Any, args: Any) -> Iterator[None]:
             from the environment, where a group that the user has set wins.
     """
     handler, trackers = trainer.callback_handler, tuple(get_reporting_integration_callbacks(trainer.args.report_to))
-    for place, callback in enumerate(handler.callbacks):
-        if isinstance(callback, trackers):
-            handler.callbacks[place] = _guarded(callback, trainer.args.run_name)
+    guarded = {
+        i: _guarded(c, trainer.args.run_name) for i, c in enumerate(handler.callbacks) if isinstance(c, trackers)
+    }
+    for place, callback in guarded.items():
+        handler.callbacks[place] = callback
     with _grouped(_group(args)):
-        yield
+        try:
+            yield
+        except BaseException:
+            # Trainer ends no training that failed, and the next candidate would go on in the run of this one.
+            for callback in guarded.values():
+                callback.on_train_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+            raise
 
 
 def track_soups(args: Any, report: Report, folder: Path) -> None:

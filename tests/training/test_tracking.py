@@ -57,6 +57,24 @@ def test_a_tracker_that_fails_costs_a_line(make_trainer, monkeypatch, capsys, ev
     assert capsys.readouterr().out.count(line) == 4 + 1, "once a candidate, and once of the soups"
 
 
+def test_the_run_of_a_candidate_that_fails_is_closed(make_trainer, monkeypatch):
+    pytest.importorskip("tensorboard", reason="needs tensorboard")
+    ended = []
+    monkeypatch.setattr(TensorBoardCallback, "on_train_end", lambda self, args, *_, **__: ended.append(args.run_name))
+
+    class Break(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if args.seed == 43:
+                raise ZeroDivisionError("of this candidate alone")
+
+    trainer = make_trainer({"report_to": "tensorboard", "run_name": "soup", "num_phases": 1}, callbacks=[Break()])
+    trainer.train()
+    failures = [c["failure"] for c in trainer.report["phases"][0]["candidates"]]
+    assert failures[0] is None
+    assert "ZeroDivisionError" in failures[1]
+    assert ended == ["soup-phase-1-candidate-1", "soup-phase-1-candidate-2", "soup-soup"]
+
+
 def test_every_candidate_is_a_run_of_its_own_in_wandb(make_trainer, monkeypatch, tmp_path):
     import wandb
 
