@@ -246,7 +246,7 @@ def load_task(recipe: RecipeArguments, args: SparseSoupTrainingArguments) -> Tas
     keep = {"encoder": recipe.encoder_layers, "decoder": recipe.decoder_layers}
     collate = DataCollatorForSeq2Seq(tokenizer, model=model)
     model = tasks.keep_layers(model, keep, data["train"], collate, quiet=not args.processes.is_main)
-    task = make_task(model, tokenizer, data)
+    task = make_task(model, tokenizer, data, ter=args.metric_for_best_model in ("ter", "eval_ter"))
     task.card = {"tasks": "translation", "language": [recipe.source_lang, recipe.target_lang]}
     return task
 
@@ -257,7 +257,8 @@ def demo_task(corpus: datasets.DatasetDict, recipe: RecipeArguments, args: Spars
     return make_task(demo_translator(tokenizer, seed=args.seed), tokenizer, tokenize(corpus, tokenizer, "", recipe))
 
 
-def make_task(model, tokenizer, data: datasets.DatasetDict) -> Task:
+def make_task(model, tokenizer, data: datasets.DatasetDict, ter: bool = False) -> Task:
+    scores = ("BLEU", "chrF", "TER") if ter else ("BLEU", "chrF")
     return Task(
         model=model,
         train=data["train"],
@@ -265,8 +266,8 @@ def make_task(model, tokenizer, data: datasets.DatasetDict) -> Task:
         test=data.get("test"),
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         processing_class=tokenizer,
-        compute_metrics=bleu_metrics(tokenizer),
-        footnote="".join(f"{name}: {sacrebleu_signature(name.lower())}; " for name in ("BLEU", "chrF", "TER")),
+        compute_metrics=bleu_metrics(tokenizer, ter),
+        footnote="".join(f"{name}: {sacrebleu_signature(name.lower())}; " for name in scores),
     )
 
 

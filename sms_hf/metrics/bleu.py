@@ -1,6 +1,7 @@
 """BLEU, chrF and TER of generated translations."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,56 +26,59 @@ def sacrebleu_signature(metric: str = "bleu") -> str:
     return str(counted.get_signature())
 
 
-def bleu_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
+def bleu_metrics(tokenizer: PreTrainedTokenizerBase, ter: bool = False) -> Callable[[EvalPrediction], dict[str, float]]:
     """
-    `compute_metrics` for translation, of the whole corpus: `bleu` and `chrf` in `[0, 100]`, `ter` in percent (edits over words
-    of the reference: less is better, and more than 100 is possible), and `gen_len`, mean length of the output in tokens.
+    `compute_metrics` for translation, of the whole corpus: `bleu` and `chrf` in `[0, 100]`, and `gen_len`, mean length of the
+    output in tokens.
 
     For trainers with `predict_with_generate=True`. Predictions and labels: token ids `(sentences, length)`, padded.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Of the translator.
+        ter (`bool`, *optional*, defaults to `False`): Also `ter`, in percent: edits over words of the reference. Less is better,
+            and more than 100 is possible. Off, because its search for moved words takes a second for a thousand good
+            translations, and more than a minute where their words are out of order.
     """
     from .sacrebleu_metric import SacreBleu
 
-    metric = SacreBleu()
+    metric, names = SacreBleu(), ("bleu", "chrf", "ter") if ter else ("bleu", "chrf")
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         tokens = _generated(prediction.predictions)
         hypotheses, references = decode(tokenizer, tokens), decode(tokenizer, prediction.label_ids)
         result = metric.compute(predictions=hypotheses, references=references)
         assert result is not None  # Only processes other than 0 of a distributed metric get None.
-        others = {name: SCORES[name]().corpus_score(hypotheses, [references]).score for name in ("chrf", "ter")}
+        others = {name: SCORES[name]().corpus_score(hypotheses, [references]).score for name in names[1:]}
         return {"bleu": result["score"], **others, "gen_len": float(np.mean(np.sum(_valid(tokenizer, tokens), axis=1)))}
 
     def rows(prediction: EvalPrediction) -> np.ndarray:
         tokens = _generated(prediction.predictions)
-        return sentence_statistics(decode(tokenizer, tokens), decode(tokenizer, prediction.label_ids))
+        return sentence_statistics(decode(tokenizer, tokens), decode(tokenizer, prediction.label_ids), names)
 
-    return with_statistics(compute, RowStatistics(rows, CORPUS_SCORES))
+    return with_statistics(compute, RowStatistics(rows, corpus_scores(names)))
 
 
-def sentence_statistics(hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+def sentence_statistics(hypotheses: Sequence[str], references: Sequence[str], names: Sequence[str]) -> np.ndarray:
     """
-    Of every sentence what the corpus scores sum up, `(sentences, 30)`: numbers of n-grams and of words, lengths, edits.
+    Of every sentence what these corpus scores sum up, side by side: numbers of n-grams and of words, lengths, edits.
 
     By what sacreBLEU's own bootstrap takes them from; it has no public name for it.
     """
-    of_metrics = [make()._extract_corpus_statistics(hypotheses, [references]) for make in SCORES.values()]
+    of_metrics = [
+        make()._extract_corpus_statistics(hypotheses, [references]) for make in (SCORES[name] for name in names)
+    ]
     return np.hstack([np.array(rows, dtype=np.float64) for rows in of_metrics])
 
 
-def _corpus_scores() -> dict[str, Callable[[np.ndarray], float]]:
-    """Metric -> its value from sums of such rows."""
-    ends = np.cumsum([0, *(len(make()._extract_corpus_statistics(["a"], [["a"]])[0]) for make in SCORES.values())])
+def corpus_scores(names: Sequence[str]) -> dict[str, Callable[[np.ndarray], float]]:
+    """Metric -> its value on a corpus from the sums of [`sentence_statistics`] of these metrics."""
+    ends = np.cumsum([0, *(sentence_statistics(["a"], ["a"], [name]).shape[1] for name in names)])
 
     def of_sums(make: Callable[[], Any], begin: int, end: int) -> Callable[[np.ndarray], float]:
         metric = make()
         return lambda sums: metric._compute_score_from_stats(sums[begin:end]).score
 
-    places = zip(SCORES.items(), ends, ends[1:], strict=False)
-    return {name: of_sums(make, begin, end) for (name, make), begin, end in places}
-
-
-CORPUS_SCORES = _corpus_scores()
-"""Metric -> function of the sums of `sentence_statistics`, which gives its value on the corpus."""
+    return {name: of_sums(SCORES[name], *place) for name, place in zip(names, pairwise(ends), strict=True)}
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: Any) -> list[str]:

@@ -72,7 +72,7 @@ def track_soups(args: Any, report: Report, folder: Path) -> None:
             try:
                 callbacks.append(_guarded(tracker(), args.run_name))
             except Exception as error:
-                _give_up(tracker, error)
+                _give_up(tracker.__name__, error)
         for callback in callbacks:
             callback.on_train_begin(args, state, control, model=None)
         for phase in report["phases"]:
@@ -114,11 +114,14 @@ def _grouped(group: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, module in _open_runs().items():
-            if name not in theirs:
-                module.finish()
         if before is None:
             os.environ.pop(GROUP, None)
+        for name, module in _open_runs().items():
+            if name not in theirs:
+                try:
+                    module.finish()
+                except Exception as error:
+                    _give_up(name, error)
 
 
 def _open_runs() -> dict[str, Any]:
@@ -142,7 +145,7 @@ class _Guarded(TrainerCallback):
         try:
             return getattr(self._tracker, event)(*args, **kwargs)
         except Exception as error:
-            _give_up(type(self._tracker), error)
+            _give_up(type(self._tracker).__name__, error)
             self._tracker = None
             return None
 
@@ -162,6 +165,6 @@ def _guarded(tracker: Any, run_name: str) -> _Guarded:
     return _Guarded(tracker)
 
 
-def _give_up(tracker: type, error: Exception) -> None:
-    name = tracker.__name__.removesuffix("Callback")
+def _give_up(tracker: str, error: Exception) -> None:
+    name = tracker.removesuffix("Callback")
     say(f"{name} failed, the run goes on without it: {type(error).__name__}: {error}", logging.WARNING)

@@ -78,7 +78,7 @@ class Words:
 @pytest.mark.parametrize("metric", [sacrebleu.BLEU(), sacrebleu.CHRF(), sacrebleu.TER()], ids=["bleu", "chrf", "ter"])
 def test_translations_are_resampled_as_sacrebleu_does(metric, request):
     name, words = request.node.callspec.id, Words()
-    compute = bleu_metrics(words)
+    compute = bleu_metrics(words, ter=True)
     prediction = EvalPrediction(words.encode(TEXTS), words.encode(REFERENCES))
     rows, score = compute.statistics.rows(prediction), compute.statistics.scores[name]
     assert score(rows.sum(0)) == pytest.approx(compute(prediction)[name], abs=1e-9)

@@ -1,6 +1,9 @@
 """Trackers, the real packages: every candidate is a run of its own, one more is the soups'; a failure costs a line."""
 
 import glob
+import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 from transformers import TrainerCallback
@@ -55,6 +58,22 @@ def test_a_tracker_that_fails_costs_a_line(make_trainer, monkeypatch, capsys, ev
     assert all(c["failure"] is None for phase in trainer.report["phases"] for c in phase["candidates"])
     line = "TensorBoard failed, the run goes on without it: OSError: no space left for boards"
     assert capsys.readouterr().out.count(line) == 4 + 1, "once a candidate, and once of the soups"
+
+
+def test_a_tracker_that_cannot_be_closed_costs_a_line(make_trainer, monkeypatch, capsys):
+    def finish():
+        raise OSError("no connection")
+
+    class Open(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run="open", finish=finish))
+
+    trainer = make_trainer({"num_phases": 1, "num_candidates": 1}, callbacks=[Open()])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    trainer.train()
+    assert trainer.report["phases"][0]["candidates"][0]["failure"] is None
+    assert "wandb failed, the run goes on without it: OSError: no connection" in capsys.readouterr().out
+    assert "WANDB_RUN_GROUP" not in os.environ
 
 
 def test_the_run_of_a_candidate_that_fails_is_closed(make_trainer, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from conftest import collate, reversal, tiny_t5
 from sacrebleu.significance import PairedTest
 
-from sms_hf.metrics.bleu import CORPUS_SCORES, SCORES, sentence_statistics
+from sms_hf.metrics.bleu import SCORES, corpus_scores, sentence_statistics
 from sms_hf.report import read_lineage
 from sms_hf.report.comparison import describe_comparison
 from sms_hf.report.schema import Comparison
@@ -50,8 +50,8 @@ def references(rows: int = 300) -> list[str]:
 )
 def test_of_translations_it_decides_as_sacrebleus_paired_bootstrap(rate, more_than_noise, name):
     dense, soup = translations(0.2, seed=1), translations(rate, seed=2)
-    rows = [sentence_statistics(texts, references()) for texts in (soup, dense)]
-    samples = [resample_sums(of_system, CORPUS_SCORES[name]) for of_system in rows]
+    rows = [sentence_statistics(texts, references(), [name]) for texts in (soup, dense)]
+    samples = [resample_sums(of_system, corpus_scores([name])[name]) for of_system in rows]
     low, high = difference_interval(*samples)
     systems = [("dense", dense), ("soup", soup)]
     _, results = PairedTest(systems, {name: SCORES[name]()}, [references()], test_type="bs", n_samples=1000)()
