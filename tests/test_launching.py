@@ -57,6 +57,7 @@ def test_every_public_name_is_there():
 
 def test_a_greedy_soup_of_folders(tmp_path):
     """Of a run's candidates: the soup that the run itself chose, bit for bit."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     run_folder, rows = tmp_path / "run", ["--max_train_samples", 64, "--max_eval_samples", 40, "--max_test_samples", 20]
     options = ["--demo", *rows, "--dense_dir", tmp_path / "dense", "--num_train_epochs", 1, "--logging_strategy", "no"]
     done = run("train", "image_classification", *options, "--output_dir", run_folder, "--num_phases", 1)
