@@ -449,9 +449,13 @@ class SparseSoupArguments(_TrainingArguments):
     @property
     def selection_metric(self) -> tuple[str, bool]:
         """Metric that decides between candidates and whether greater is better; the evaluation loss by default."""
-        name = self.metric_for_best_model or "loss"
-        greater = self.greater_is_better
-        return name.removeprefix("eval_"), not name.endswith("loss") if greater is None else greater
+        return selection_metric(self.metric_for_best_model, self.greater_is_better)
+
+
+def selection_metric(name: str | None, greater_is_better: bool | None) -> tuple[str, bool]:
+    """What `metric_for_best_model` and `greater_is_better` ask for: a metric, and whether greater is better."""
+    name = name or "loss"
+    return name.removeprefix("eval_"), not name.endswith("loss") if greater_is_better is None else greater_is_better
 
 
 @dataclass

@@ -16,6 +16,7 @@ from ..hub.model_card import load_lines
 from ..hub.push import run_sizes
 from ..report.facts import Run
 from ..report.schema import read_lineage, read_report
+from ..training.arguments import selection_metric
 from ..training.run.records import make_report
 from ..training.run_directory import PhaseFolder, RunDirectory
 
@@ -65,10 +66,10 @@ def whole_fields(where: str | Path) -> Iterator[None]:
 
 def _report_so_far(directory: RunDirectory) -> Mapping[str, Any]:
     settings = read_record(directory.run_record)
-    metric = (settings["arguments"].get("metric_for_best_model") or "loss").removeprefix("eval_")
+    asked = settings["arguments"]
+    metric, greater = selection_metric(asked.get("metric_for_best_model"), asked.get("greater_is_better"))
     dense = read_record(directory.dense_record) if directory.dense_record.is_file() else {}
-    greater = settings["arguments"].get("greater_is_better")
-    best = max if (not metric.endswith("loss") if greater is None else greater) else min
+    best = max if greater else min
     phases = [_phase_so_far(directory.phase(plan["number"]), plan, best) for plan in settings["plan"]]
     return make_report(metric, settings, dense, [phase for phase in phases if phase is not None])
 

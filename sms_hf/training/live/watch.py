@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ...report.text import format_seconds
-from ..processes.say import say, tell
+from ..processes.say import is_watched, say, tell
 
 TELL_SECONDS = 0.5
 SAY_SECONDS = 60.0
@@ -64,6 +64,8 @@ class TrainingWatch(TrainerCallback):
                 file.write(_line({**(logs or {}), "step": state.global_step}, state))
 
     def _tell(self, state: Any) -> None:
+        if not is_watched():  # The loss waits for the accelerator.
+            return
         tell(
             "training",
             **self._facts,

@@ -59,6 +59,11 @@ def say(line: str, level: int = logging.INFO) -> None:
         _listener.hear_line(f"{time.strftime('%H:%M:%S')} {line}")
 
 
+def is_watched() -> bool:
+    """Whether anybody takes what is told: what costs something to find out need not be found out for nobody."""
+    return _listener.hear_fact is not _miss
+
+
 def tell(topic: str, **facts: Any) -> None:
     """Tell who watches how something stands."""
     _listener.hear_fact(topic, facts)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...report.phases import sparsity_of
 from ...report.table import describe
 from ..plan.candidates import Phase
 
@@ -44,11 +45,11 @@ def candidate_facts(number: int, record: Mapping[str, Any]) -> dict[str, Any]:
 
 def phase_facts(phase: Mapping[str, Any]) -> dict[str, Any]:
     """The end of a phase, for who watches."""
-    soup, parent = phase["soup"], phase["parent"]["sparsity"]
+    soup = phase["soup"]
     several = soup and len(phase["candidates"]) > 1
     return {
         "phase": phase["number"],
-        "sparsity": soup["sparsity"] if soup and not parent else parent,
+        "sparsity": sparsity_of(phase),
         "mean": phase["mean_score"],
         "best": phase["best_score"],
         "soup": soup["score"] if several else None,
