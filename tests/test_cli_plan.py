@@ -111,8 +111,7 @@ def test_errors_are_one_line(folder, capsys, arguments, says):
 
 
 def test_help_names_the_options_of_training(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main(["plan", "--help"])
+    assert main(["plan", "--help"]) == 0
     said = capsys.readouterr().out
     assert "--num_candidates" in said
     assert "--sequence_length" in said

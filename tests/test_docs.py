@@ -309,9 +309,8 @@ def test_every_public_name_is_in_the_reference():
 
 
 def test_every_command_is_in_the_reference(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    offered = set(re.findall(r"^    ([a-z]+) ", capsys.readouterr().out, flags=re.M))
+    assert main(["--help"]) == 0
+    offered = set(re.findall(r"^  ([a-z]+) ", capsys.readouterr().out.partition("Commands:")[2], flags=re.M))
     page = (DOCS / "reference/command-line.md").read_text("utf-8")
     assert offered == set(re.findall(r"^\| `sms-hf (\w+)", page, flags=re.M))
 

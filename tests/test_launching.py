@@ -1,5 +1,6 @@
 """`sms-hf train`, `recipe`, `average` and `compare`; what is imported when, and the recipes of an installed wheel."""
 
+import json
 import re
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def test_a_greedy_soup_of_folders(tmp_path):
     assert again.returncode == 1
     assert str(tmp_path / "soup") in again.stderr.splitlines()[-1]
     assert run("greedy", "wmt16_t5", folders[0]).stderr.startswith("sms-hf: Expected two or more model folders")
-    assert run("greedy", "--help").stdout.startswith("usage: sms-hf greedy TASK FOLDER")
+    assert run("greedy", "--help").stdout.startswith("Usage: sms-hf greedy")
 
 
 def test_a_recipe_is_run_with_its_own_options():
@@ -129,6 +130,8 @@ def test_a_recipe_is_copied_and_nothing_is_written_over(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == names
     assert all((tmp_path / "mine" / name).read_text() == (ROOT / "recipes" / name).read_text() for name in names)
     capsys.readouterr()
+    assert main(["recipe", "wmt16_t5", str(tmp_path / "other"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"files": [str(tmp_path / "other" / name) for name in names]}
     assert main(["recipe", "wmt16_t5", str(tmp_path / "mine")]) == 1
     assert "would be written over" in capsys.readouterr().err
 
@@ -144,6 +147,11 @@ def test_averages_on_the_command_line(tmp_path, capsys):
         masks.save(tmp_path / f"{number}" / "masks.safetensors")
     assert main(["average", str(tmp_path / "0"), str(tmp_path / "1"), "--output", str(tmp_path / "soup")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'soup'}\n"
+    folders = [str(tmp_path / "0"), str(tmp_path / "1")]
+    assert main(["average", *folders, "--json", "--output", str(tmp_path / "again")]) == 0
+    size = (tmp_path / "again" / "model.safetensors").stat().st_size
+    facts = {"folder": str(tmp_path / "again"), "ingredients": folders, "num_bytes": size}
+    assert json.loads(capsys.readouterr().out) == facts
     name = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
     first, soup = (load_file(tmp_path / folder / "model.safetensors")[name] for folder in ("0", "soup"))
     assert torch.equal(soup, 2 * first)

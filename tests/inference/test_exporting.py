@@ -1,5 +1,7 @@
 """Models for CTranslate2: the same tokens there, smaller files, and one sentence for what cannot go."""
 
+import json
+
 import pytest
 import torch
 import transformers as tf
@@ -139,5 +141,10 @@ def test_the_export_command(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "bytes (" in printed
     assert "3 sentences, greedy: " in printed
+    assert main([*line[:-3], str(tmp_path / "more"), "--sentences", str(tmp_path / "texts"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["folder"] == str(tmp_path / "more")
+    assert facts["comparison"]["count"] == 3
+    assert len(facts["comparison"]["milliseconds"]) == len(facts["num_bytes"]) == 2
     assert main(line) == 1
     assert "output must be a new or empty folder" in capsys.readouterr().err

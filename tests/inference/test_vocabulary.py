@@ -257,6 +257,11 @@ def test_the_command(tmp_path, capsys):
     assert Masks.of(tmp_path / "out").fingerprint() == masks.fingerprint()
     masks.check(small)
     assert len(tf.AutoTokenizer.from_pretrained(tmp_path / "out")) == small.config.vocab_size < len(tokenizer)
+    twice = ["--texts", str(tmp_path / "texts.txt"), "--texts", str(tmp_path / "texts.txt")]
+    assert main(["trim", str(source), *twice, "--output", str(tmp_path / "more"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["tokens"] == [len(tokenizer), small.config.vocab_size]
+    assert facts["parameters"][1] == small.num_parameters()
     assert main(["trim", str(source), "--texts", str(tmp_path / "none.txt")]) == 1
     assert "none.txt" in capsys.readouterr().err
 
