@@ -116,6 +116,36 @@ def test_test_scores_and_measurements_come_from_the_lineage():
     assert "evaluating 100 examples a second in batches of 8" in page
 
 
+NOISE = [
+    {"model": "phase-1/soup", "against": "dense", "difference": -1.875, "interval": [-2.5, -1.25]},
+    {"model": "phase-1/soup", "against": "phase-1/candidate-1", "difference": 0.5, "interval": [-0.25, 1.125]},
+]
+SENTENCES = [
+    "soup against dense: -1.88 bleu, 95 % interval -2.50 to -1.25: more than noise",
+    "soup against best candidate (1): +0.50 bleu, 95 % interval -0.25 to 1.12: within noise",
+]
+
+
+def test_what_of_a_test_score_is_noise_stands_under_the_table():
+    lineage = {"test": {"dense": 34.0, "phase-1/soup": 32.125}, "measured": None, "model_sparsity": 0.5}
+    page = page_of(small_report(), lineage=lineage | {"comparisons": NOISE})
+    said = "On the test set (paired bootstrap over its rows):</p>\n<ul>\n"
+    said += "".join(f"<li>{sentence}</li>\n" for sentence in SENTENCES)
+    after_the_table = page.split("soup (candidates 1, 2)")[1].split("<section")[0]
+    assert said + "</ul>" in after_the_table
+    assert "paired bootstrap over its rows" not in page_of(small_report(), lineage=lineage), "nothing is known"
+    hostile = [NOISE[0] | {"against": f"phase-1/{ATTACK}"}]
+    assert "script" not in Reader(page_of(small_report(), lineage=lineage | {"comparisons": hostile})).tags
+
+
+def test_of_runs_side_by_side_each_says_what_is_noise():
+    lineage = {"test": {"dense": 34.0, "phase-1/soup": 32.125}, "comparisons": NOISE[1:]}
+    page = make_comparison([Run("first", small_report(), lineage), Run("second", small_report())])
+    said = f"On the test set, within each run (paired bootstrap over its rows):</p>\n<ul>\n<li>first: {SENTENCES[1]}</li>\n</ul>"
+    assert said in page
+    assert "paired bootstrap" not in make_comparison([Run("second", small_report())] * 2)
+
+
 def test_a_loss_gets_better_as_it_falls():
     report = small_report()
     report["settings"]["arguments"] |= {"greater_is_better": False, "soup_min_gain": 1.0}
