@@ -14,19 +14,13 @@ from ..files.folder import (
     CheckpointError,
     find_file,
     other_files,
-    read_index,
     read_json,
     weight_files,
 )
+from ..files.forms import COMPACT, COMPACT_INDEX, VARIANT, compact_files, compact_paths, has_dense, weight_paths
 from ..files.writing import aside, new_folder, write_json
 from ..sparsity.masks import Masks
 from .compact_file import CompactFile, write_compact, write_dense
-from .mask_codings import CompactError
-
-VARIANT = "sparse"
-COMPACT = f"model.{VARIANT}.safetensors"
-COMPACT_INDEX = f"{INDEX.removesuffix('.json')}.{VARIANT}.json"
-"""The names that `from_pretrained(..., variant="sparse")` looks for."""
 
 QUANT_METHOD = "sms_hf"
 FORMATS = ("dense", "compact", "both")
@@ -158,48 +152,6 @@ def _compact_name(name: str) -> str:
 
 def _dense_name(name: str) -> str:
     return name.replace(f"model.{VARIANT}", "model", 1)
-
-
-# ---- What lies in a folder ---------------------------------------------------------------------------------------------
-
-
-def has_dense(folder: Path) -> bool:
-    return any(find_file(folder, name) for name in (WEIGHTS, INDEX))
-
-
-def has_compact(folder: Path) -> bool:
-    return any(find_file(folder, name) for name in (COMPACT, COMPACT_INDEX))
-
-
-def compact_files(folder: Path) -> list[Path]:
-    """
-    The compact files of a folder, in order.
-
-    Raises:
-        CompactError: If there is none, or the index names what is not there or lies elsewhere.
-    """
-    whole = find_file(folder, COMPACT, CompactError)
-    if whole is not None:
-        return [whole]
-    if find_file(folder, COMPACT_INDEX, CompactError) is None:
-        found = sorted(path.name for path in folder.glob("*"))[:8]
-        raise CompactError(f"Expected {COMPACT} or {COMPACT_INDEX} in {folder}, found {found}. sms_hf.pack writes it.")
-    return [folder / name for name in dict.fromkeys(read_index(folder / COMPACT_INDEX, CompactError).values())]
-
-
-def compact_paths(folder: Path) -> list[Path]:
-    """All files of the compact form."""
-    return [*compact_files(folder), *_there(folder, COMPACT_INDEX)] if has_compact(folder) else []
-
-
-def weight_paths(folder: Path) -> list[Path]:
-    """All files of the dense form."""
-    return [*weight_files(folder), *_there(folder, INDEX)] if has_dense(folder) else []
-
-
-def _there(folder: Path, name: str) -> list[Path]:
-    path = find_file(folder, name)
-    return [] if path is None else [path]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

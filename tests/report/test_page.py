@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import threading
 import urllib.error
@@ -346,6 +347,25 @@ def test_a_run_that_goes_on(tmp_path):
     assert "Not finished." in page
     assert "Training loss over steps of 2 candidates." in page
     assert files == {path: path.read_bytes() for path in before.rglob("*") if path.is_file()}
+
+
+def test_looking_at_runs_imports_no_framework(run_folder, tmp_path):
+    """It is to be there at once. In a process of its own: here they are imported."""
+    for name in ("model.safetensors", "model.sparse.safetensors", "masks.safetensors"):
+        (run_folder / name).write_bytes(b"1234")
+    going_on = unfinished_folder(tmp_path / "run")
+    code = f"""
+import sys
+from sms_hf.cli import main
+from sms_hf.watching import watch
+assert main(["report", {str(run_folder)!r}]) == main(["report", {str(going_on)!r}]) == 0
+assert main(["report", {str(run_folder)!r}, {str(run_folder)!r}, "--output", {str(tmp_path / "both.html")!r}]) == 0
+watch({str(going_on)!r}, 0).server_close()
+print(sorted({{"torch", "transformers", "accelerate", "safetensors", "huggingface_hub"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+    assert "model.sparse.safetensors" in (run_folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kept", [["run.json"], ["run.json", "dense.json"]])

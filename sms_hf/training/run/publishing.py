@@ -12,14 +12,16 @@ from typing import Any, cast
 import torch
 from huggingface_hub import HfApi
 
-from ...compact.folders import VARIANT, convert, has_compact, has_dense
+from ...compact.folders import convert
 from ...files.folder import CARD, FIGURE, LINEAGE, CheckpointError
+from ...files.forms import VARIANT, has_compact, has_dense, run_sizes, weight_sizes
 from ...files.records import write_record
 from ...files.writing import write_json, write_text
 from ...hub.lineage import cached_revision, make_lineage
-from ...hub.model_card import load_lines, make_card, merge_cards
-from ...hub.push import push_to_hub, run_sizes, weight_sizes
+from ...hub.model_card import make_card, merge_cards
+from ...hub.push import push_to_hub
 from ...report.facts import Run
+from ...report.loading import load_lines
 from ...report.page import PAGE, make_page
 from ...report.phases import draw_phases
 from ...report.schema import Comparison, Report, read_lineage
