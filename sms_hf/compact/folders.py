@@ -1,11 +1,18 @@
 """Model folders between the ordinary form, the compact form and both side by side."""
 
+import hashlib
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..choices import check_choice
+from ..files.checkpoint import Checkpoint
 from ..files.folder import (
     CONFIG,
     INDEX,
@@ -17,7 +24,16 @@ from ..files.folder import (
     read_json,
     weight_files,
 )
-from ..files.forms import COMPACT, COMPACT_INDEX, VARIANT, compact_files, compact_paths, has_dense, weight_paths
+from ..files.forms import (
+    COMPACT,
+    COMPACT_INDEX,
+    VARIANT,
+    compact_files,
+    compact_paths,
+    has_compact,
+    has_dense,
+    weight_paths,
+)
 from ..files.writing import aside, new_folder, write_json
 from ..sparsity.masks import Masks
 from .compact_file import CompactFile, write_compact, write_dense
@@ -152,6 +168,41 @@ def _compact_name(name: str) -> str:
 
 def _dense_name(name: str) -> str:
     return name.replace(f"model.{VARIANT}", "model", 1)
+
+
+def model_digest(folder: Path) -> str | None:
+    """
+    SHA-256 of the model in a folder, the same for every form: of its configuration and all names, types, shapes and values.
+
+    Returns:
+        `str`, *optional*: None where there are no weights, or two forms that differ.
+
+    Raises:
+        CheckpointError, CompactError: If a form is damaged.
+    """
+    config = read_config(folder) if find_file(folder, CONFIG) else {}
+    if (config.get("quantization_config") or {}).get("quant_method") == QUANT_METHOD:
+        del config["quantization_config"]
+    digests = set()
+    with ExitStack() as stack:
+        if has_dense(folder):
+            checkpoint = stack.enter_context(Checkpoint(folder))
+            digests.add(_digest(config, dict.fromkeys(checkpoint.shapes, checkpoint.tensor)))
+        if has_compact(folder):
+            files = [stack.enter_context(CompactFile(path)) for path in compact_files(folder)]
+            digests.add(_digest(config, {name: file.read for file in files for name in file.tensors}))
+    return digests.pop() if len(digests) == 1 else None
+
+
+def _digest(config: Mapping[str, Any], readers: Mapping[str, Callable[[str], Tensor]]) -> str:
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, read in sorted(readers.items()):
+        tensor = read(name)
+        if tensor.is_floating_point():
+            tensor = tensor + 0.0  # The compact form has no negative zeros.
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_config(folder: Path) -> dict[str, Any]:

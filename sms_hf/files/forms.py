@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .folder import INDEX, MASKS, WEIGHTS, find_file, read_index, weight_files
+from .folder import CONFIG, INDEX, MASKS, WEIGHTS, find_file, read_index, weight_files
 
 VARIANT = "sparse"
 COMPACT = f"model.{VARIANT}.safetensors"
@@ -12,6 +12,11 @@ COMPACT_INDEX = f"{INDEX.removesuffix('.json')}.{VARIANT}.json"
 
 class CompactError(ValueError):
     """A compact file that is damaged, hostile, of a later version, or not for this model."""
+
+
+def tells_form(name: str) -> bool:
+    """Whether a file of a model folder is another one where the model is stored in another form; the configuration names it."""
+    return name in (CONFIG, INDEX, COMPACT_INDEX) or (name.endswith(".safetensors") and name != MASKS)
 
 
 def has_dense(folder: Path) -> bool:
