@@ -20,7 +20,7 @@ BELOW = {
     "hub": {"choices", "files", "sparsity", "compact", "report"},
     "inference": {"choices", "files", "sparsity", "compact"},
     "training": {"choices", "files", "sparsity", "soup", "compact", "report", "hub"},
-    "watching": {"files", "report", "hub", "training"},
+    "watching": {"files", "report", "training"},
     "demo": set(),
     "tasks": {"choices", "files", "sparsity", "soup", "report", "inference", "training"},
     "compare": {"choices", "files", "report", "training", "tasks"},

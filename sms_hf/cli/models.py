@@ -57,8 +57,8 @@ def pack(
 ) -> None:
     """Store the weights of a sparse model compactly: kept values and masks."""
     from ..compact import pack
-    from ..compact.folders import weight_paths
-    from ..hub.push import weight_sizes
+    from ..files.forms import weight_paths
+    from ..files.forms import weight_sizes
 
     quiet()
     source = _source(model, output)
@@ -73,7 +73,7 @@ def pack(
 def unpack(model: Model, output: InPlace = None, as_json: Json = False) -> None:
     """Turn a compact model into an ordinary one."""
     from ..compact import unpack
-    from ..hub.push import weight_sizes
+    from ..files.forms import weight_sizes
 
     quiet()
     target = unpack(_source(model, output), output)

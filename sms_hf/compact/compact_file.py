@@ -22,8 +22,9 @@ from torch import Tensor
 from ..files.ahead import ahead
 from ..files.checkpoint import DTYPES, SafetensorsWriter, write_streamed
 from ..files.folder import CheckpointError
+from ..files.forms import CompactError
 from ..sparsity.masks import Masks, check_zeros, nonzero
-from .mask_codings import CompactError, MaskHead, decode_mask, encode_mask, read_head
+from .mask_codings import MaskHead, decode_mask, encode_mask, read_head
 from .value_codings import ExponentHead, can_code, check_rest, decode_values, encode_values, read_exponents
 
 FORMAT = "sms_hf.compact"

@@ -1,11 +1,18 @@
 """Model folders between the ordinary form, the compact form and both side by side."""
 
+import hashlib
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..choices import check_choice
+from ..files.checkpoint import Checkpoint
 from ..files.folder import (
     CONFIG,
     INDEX,
@@ -14,19 +21,22 @@ from ..files.folder import (
     CheckpointError,
     find_file,
     other_files,
-    read_index,
     read_json,
     weight_files,
+)
+from ..files.forms import (
+    COMPACT,
+    COMPACT_INDEX,
+    VARIANT,
+    compact_files,
+    compact_paths,
+    has_compact,
+    has_dense,
+    weight_paths,
 )
 from ..files.writing import aside, new_folder, write_json
 from ..sparsity.masks import Masks
 from .compact_file import CompactFile, write_compact, write_dense
-from .mask_codings import CompactError
-
-VARIANT = "sparse"
-COMPACT = f"model.{VARIANT}.safetensors"
-COMPACT_INDEX = f"{INDEX.removesuffix('.json')}.{VARIANT}.json"
-"""The names that `from_pretrained(..., variant="sparse")` looks for."""
 
 QUANT_METHOD = "sms_hf"
 FORMATS = ("dense", "compact", "both")
@@ -160,46 +170,39 @@ def _dense_name(name: str) -> str:
     return name.replace(f"model.{VARIANT}", "model", 1)
 
 
-# ---- What lies in a folder ---------------------------------------------------------------------------------------------
-
-
-def has_dense(folder: Path) -> bool:
-    return any(find_file(folder, name) for name in (WEIGHTS, INDEX))
-
-
-def has_compact(folder: Path) -> bool:
-    return any(find_file(folder, name) for name in (COMPACT, COMPACT_INDEX))
-
-
-def compact_files(folder: Path) -> list[Path]:
+def model_digest(folder: Path) -> str | None:
     """
-    The compact files of a folder, in order.
+    SHA-256 of the model in a folder, the same for every form: of its configuration and all names, types, shapes and values.
+
+    Returns:
+        `str`, *optional*: None where there are no weights, or two forms that differ.
 
     Raises:
-        CompactError: If there is none, or the index names what is not there or lies elsewhere.
+        CheckpointError, CompactError: If a form is damaged.
     """
-    whole = find_file(folder, COMPACT, CompactError)
-    if whole is not None:
-        return [whole]
-    if find_file(folder, COMPACT_INDEX, CompactError) is None:
-        found = sorted(path.name for path in folder.glob("*"))[:8]
-        raise CompactError(f"Expected {COMPACT} or {COMPACT_INDEX} in {folder}, found {found}. sms_hf.pack writes it.")
-    return [folder / name for name in dict.fromkeys(read_index(folder / COMPACT_INDEX, CompactError).values())]
+    config = read_config(folder) if find_file(folder, CONFIG) else {}
+    if (config.get("quantization_config") or {}).get("quant_method") == QUANT_METHOD:
+        del config["quantization_config"]
+    digests = set()
+    with ExitStack() as stack:
+        if has_dense(folder):
+            checkpoint = stack.enter_context(Checkpoint(folder))
+            digests.add(_digest(config, dict.fromkeys(checkpoint.shapes, checkpoint.tensor)))
+        if has_compact(folder):
+            files = [stack.enter_context(CompactFile(path)) for path in compact_files(folder)]
+            digests.add(_digest(config, {name: file.read for file in files for name in file.tensors}))
+    return digests.pop() if len(digests) == 1 else None
 
 
-def compact_paths(folder: Path) -> list[Path]:
-    """All files of the compact form."""
-    return [*compact_files(folder), *_there(folder, COMPACT_INDEX)] if has_compact(folder) else []
-
-
-def weight_paths(folder: Path) -> list[Path]:
-    """All files of the dense form."""
-    return [*weight_files(folder), *_there(folder, INDEX)] if has_dense(folder) else []
-
-
-def _there(folder: Path, name: str) -> list[Path]:
-    path = find_file(folder, name)
-    return [] if path is None else [path]
+def _digest(config: Mapping[str, Any], readers: Mapping[str, Callable[[str], Tensor]]) -> str:
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, read in sorted(readers.items()):
+        tensor = read(name)
+        if tensor.is_floating_point():
+            tensor = tensor + 0.0  # The compact form has no negative zeros.
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_config(folder: Path) -> dict[str, Any]:

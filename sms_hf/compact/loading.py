@@ -10,9 +10,9 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from ..choices import check_choice
 from ..files.folder import INDEX, WEIGHTS, CheckpointError, find_file, weight_files
+from ..files.forms import COMPACT, COMPACT_INDEX, VARIANT, CompactError, compact_files, has_compact, has_dense
 from ..speed import speed_up
-from .folders import COMPACT, COMPACT_INDEX, QUANT_METHOD, VARIANT, compact_files, has_compact, has_dense, read_config
-from .mask_codings import CompactError
+from .folders import QUANT_METHOD, read_config
 
 _OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _FILES = {"compact": (COMPACT, COMPACT_INDEX), "dense": (WEIGHTS, INDEX)}

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files.forms import CompactError
+
 Bytes = NDArray[np.uint8]
 Positions = NDArray[np.int64]
 
@@ -25,10 +27,6 @@ MAX_GROUP = 16
 
 _FIXED = struct.Struct("<BBBBBxxxQQ")
 _CHECKSUM = 32
-
-
-class CompactError(ValueError):
-    """A compact file that is damaged, hostile, of a later version, or not for this model."""
 
 
 @dataclass(frozen=True)

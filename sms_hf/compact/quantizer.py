@@ -10,9 +10,9 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ..files.forms import CompactError
 from .compact_file import PARTS, VERSION, CompactFile, is_compact, unpack_tensor
 from .folders import QUANT_METHOD
-from .mask_codings import CompactError
 
 END = "$"
 """Patterns are searched in names: without an end `weight` would also take `weight_mask`."""

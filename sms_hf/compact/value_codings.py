@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..files.checkpoint import DTYPES
-from .mask_codings import MAX_DIMS, Bytes, CompactError
+from ..files.forms import CompactError
+from .mask_codings import MAX_DIMS, Bytes
 
 FEWEST = 1024
 """Smaller tensors would not pay for what describes them. A rule by shape, so that tensors that a model fuses are alike."""

@@ -7,7 +7,7 @@ A record is written last and in one piece: where it is, its files are whole, and
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,18 @@ def read_record(path: Path) -> dict[str, Any]:
     return _read_sealed(path)[0]
 
 
-def check_files(record: Path) -> None:
-    """Raise [`DamagedError`] for the first file of a record that is missing or not what its checksum says."""
+def check_files(record: Path, besides: Callable[[str], bool] = lambda name: False) -> None:
+    """
+    Raise [`DamagedError`] for the first file of a record that is missing or not what its checksum says.
+
+    Args:
+        record (`Path`): What [`write_record`] wrote.
+        besides (`Callable`, *optional*): Name of a file -> whether nothing is asked of it.
+    """
     for name, digest in _read_sealed(record)[1].items():
         path = Path(os.path.normpath(record.parent / name))
+        if besides(path.name):
+            continue
         if not path.is_file():
             raise DamagedError(f"{path} is missing")
         if _digest(path) != digest:

@@ -8,10 +8,11 @@ from typing import Any
 from tabulate import tabulate
 
 from ..compact.compact_file import CompactFile
-from ..compact.folders import compact_files, has_compact, has_dense, read_config, weight_paths
+from ..compact.folders import read_config
 from ..compact.mask_codings import find_nm
 from ..files.checkpoint import DTYPES, Checkpoint
 from ..files.folder import LINEAGE, MASKS, find_file, read_json
+from ..files.forms import compact_files, has_compact, has_dense, weight_paths
 from ..report.schema import read_lineage
 from ..sparsity.masks import Masks
 

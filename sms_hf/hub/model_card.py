@@ -1,6 +1,5 @@
 """The model card: what the Hub shows, made from the lineage."""
 
-import json
 from collections.abc import Collection, Mapping
 from string import Template
 from typing import Any
@@ -9,8 +8,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tabulate import tabulate
 
-from ..files.folder import FIGURE, MASKS
+from ..files.folder import FIGURE
 from ..report.comparison import describe_comparison
+from ..report.loading import auto_class, task_of
 from ..report.table import describe, format_report
 from ..report.text import plain
 from .lineage import is_repo_name
@@ -18,19 +18,6 @@ from .lineage import is_repo_name
 BEGIN = "<!-- sms_hf: from here to the end mark, text is written anew at every push; text outside is kept -->"
 END = "<!-- sms_hf: end -->"
 TAGS = ("sparse", "model-soup", "pruned", "sms_hf")
-
-TASKS = {
-    "ForConditionalGeneration": "text2text-generation",
-    "MTModel": "translation",
-    "ForCausalLM": "text-generation",
-    "LMHeadModel": "text-generation",
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForMaskedLM": "fill-mask",
-    "ForImageClassification": "image-classification",
-    "ForSemanticSegmentation": "image-segmentation",
-}
-"""End of a class's name -> task of the Hub."""
 
 _TEXT = Template("""
 # $name
@@ -177,7 +164,7 @@ def _metadata(
     lineage: Mapping[str, Any], name: str, test: Mapping[str, Any], more: Mapping[str, Any]
 ) -> dict[str, Any]:
     model_class, parent = lineage["model"]["class"], lineage["parent"]["name"]
-    task = next((task for end, task in TASKS.items() if model_class.endswith(end)), None)
+    task = task_of(model_class)
     extra = dict(more)
     datasets = extra.get("datasets")
     data: dict[str, Any] = {"library_name": "transformers", **extra}
@@ -213,7 +200,7 @@ def _compared(lineage: Mapping[str, Any]) -> str:
 
 
 def _load(name: str, lineage: Mapping[str, Any], dense: bool, compact: bool) -> str:
-    words = {"name": plain(name), "auto": plain(_auto_class(lineage["model"]["class"]))}
+    words = {"name": plain(name), "auto": plain(auto_class(lineage["model"]["class"]))}
     parts = [_LOAD_DENSE.substitute(words)] if dense else []
     if compact:
         parts.append(
@@ -222,33 +209,6 @@ def _load(name: str, lineage: Mapping[str, Any], dense: bool, compact: bool) -> 
             )
         )
     return "\n".join(parts)
-
-
-def _auto_class(model_class: str) -> str:
-    """What loads models of a class."""
-    auto = {
-        "text2text-generation": "AutoModelForSeq2SeqLM",
-        "translation": "AutoModelForSeq2SeqLM",
-        "text-generation": "AutoModelForCausalLM",
-    }
-    task = next((task for end, task in TASKS.items() if model_class.endswith(end)), "")
-    return auto.get(task, model_class)
-
-
-def load_lines(name: str, model_class: str, files: Collection[str]) -> list[str]:
-    """
-    Lines of Python that load a model; none where there are no weights.
-
-    Args:
-        name (`str`): The folder or repository.
-        model_class (`str`): Of the model.
-        files (`Collection[str]`): Names of its files of weights.
-    """
-    weights = [file for file in files if file.endswith(".safetensors") and file != MASKS]
-    if any(".sparse" not in file for file in weights):
-        auto = _auto_class(model_class)
-        return [f"from transformers import {auto}", "", f"model = {auto}.from_pretrained({json.dumps(name)})"]
-    return ["import sms_hf", "", f"model = sms_hf.load({json.dumps(name)})"] if weights else []
 
 
 def _origin(parent: str | None) -> str:

@@ -9,17 +9,18 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import EntryNotFoundError, HTTPError, RepositoryNotFoundError
 
 from ..compact.compact_file import CompactFile
-from ..compact.folders import (
+from ..compact.folders import read_config
+from ..files.checkpoint import Checkpoint
+from ..files.folder import CARD, FIGURE, LINEAGE, MASKS, WEIGHTS, CheckpointError, find_file, other_files
+from ..files.forms import (
     COMPACT_INDEX,
     compact_files,
     compact_paths,
     has_compact,
     has_dense,
-    read_config,
     weight_paths,
+    weight_sizes,
 )
-from ..files.checkpoint import Checkpoint
-from ..files.folder import CARD, FIGURE, LINEAGE, MASKS, WEIGHTS, CheckpointError, find_file, other_files
 from ..report.schema import read_lineage
 from ..sparsity.masks import Masks, check_zeros
 from .model_card import make_card, merge_cards
@@ -135,23 +136,6 @@ def _check_alike(folder: Path, checkpoint: Checkpoint) -> None:
 def files_to_push(folder: Path) -> list[Path]:
     """The files of a folder that belong to the model."""
     return sorted({*weight_paths(folder), *compact_paths(folder), *other_files(folder)})
-
-
-def weight_sizes(folder: Path) -> dict[str, int]:
-    """Weight file -> bytes."""
-    files = [*weight_paths(folder), *compact_paths(folder)]
-    return {path.name: path.stat().st_size for path in files if path.suffix == ".safetensors"}
-
-
-def run_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of the weights and masks of a run, and of the folders in which it works."""
-    files = [path for path in [find_file(folder, MASKS)] if path is not None]
-    working = {
-        f"{path.name}/": sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-        for path in sorted(folder.glob("_*"))
-        if path.is_dir()
-    }
-    return weight_sizes(folder) | {path.name: path.stat().st_size for path in files} | working
 
 
 def _card(folder: Path, repo_id: str, there: str | None, metadata: Mapping[str, Any]) -> str | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..files.folder import MASKS
+from .comparison import describe_comparison
 from .phases import sparsity_of
 from .table import decimals, describe, phase_rows
 from .text import format_bytes, format_seconds
@@ -202,6 +203,12 @@ def rows_of_phase(run: Run, phase: Mapping[str, Any]) -> tuple[list[Row], list[R
 def _shortened(label: str, phase: Mapping[str, Any]) -> str:
     count = len(phase["soup"]["ingredients"]) if label.startswith("soup") else 0
     return f"soup of {count} candidates" if count > OPEN_ROWS else label
+
+
+def comparisons(run: Run) -> list[str]:
+    """Whether the soup's test score differs from another by more than noise, in sentences; none where it is not known."""
+    found = (run.lineage or {}).get("comparisons", ())
+    return [describe_comparison(comparison, run.report["metric"]) for comparison in found]
 
 
 def _note(candidate: Mapping[str, Any], phase: Mapping[str, Any]) -> str:

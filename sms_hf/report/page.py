@@ -43,6 +43,7 @@ def make_page(run: Run, refresh: int | None = None) -> str:
         tiles=facts.tiles(run),
         scores=_markup(charts.scores_svg(report)) if report["phases"] else None,
         dense=facts.dense_row(run),
+        comparisons=facts.comparisons(run),
         phases=[_phase(run, phase) for phase in report["phases"]],
         layers=layers[: facts.MOST_TENSORS],
         layers_left=len(layers[facts.MOST_TENSORS :]),
@@ -75,6 +76,7 @@ def make_comparison(runs: Sequence[Run]) -> str:
         table=list(zip(runs, rows, strict=True)),
         metric=metrics[0],
         refresh=None,
+        comparisons=[f"{run.name}: {text}" for run in runs for text in facts.comparisons(run)],
         figure=_markup(charts.comparison_svg(points)) if len(points) == len(rows) else None,
         differences=facts.different_settings(runs),
     )

@@ -4,7 +4,7 @@ What `report.json` and `sparse_soup.json` hold: the contract between a run, its 
 The same, for readers of the files: docs/report.md. A change that breaks readers raises the number that stands in the file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -160,6 +160,14 @@ class Lineage(_Compared):
     test: dict[str, float] | None
     measured: dict[str, Any] | None
     versions: dict[str, str]
+
+
+def make_report(
+    metric: str, settings: Mapping[str, Any], dense: Mapping[str, float], phases: Sequence[Mapping[str, Any]]
+) -> Report:
+    """What `report.json` holds; of a run that goes on, as far as it is known."""
+    report = {"version": REPORT_VERSION, "metric": metric, "settings": settings, "dense": dense, "phases": list(phases)}
+    return cast("Report", report)
 
 
 def read_report(folder: str | Path) -> Report:

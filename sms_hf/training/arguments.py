@@ -11,6 +11,7 @@ from ..compact.folders import FORMATS
 from ..soup.ingredients import NEEDS_PARENT, SOUP_METHODS
 from ..sparsity.pruning import CRITERIA, SCOPES, check_options, pattern_sparsity
 from ..sparsity.schedules import RETRAIN_SCHEDULES
+from .deciding import selection_metric
 from .plan.candidates import Phase, vary_candidates
 from .plan.learning_rate import check_schedule
 from .plan.methods import METHODS, Request, make_plan
@@ -450,12 +451,6 @@ class SparseSoupArguments(_TrainingArguments):
     def selection_metric(self) -> tuple[str, bool]:
         """Metric that decides between candidates and whether greater is better; the evaluation loss by default."""
         return selection_metric(self.metric_for_best_model, self.greater_is_better)
-
-
-def selection_metric(name: str | None, greater_is_better: bool | None) -> tuple[str, bool]:
-    """What `metric_for_best_model` and `greater_is_better` ask for: a metric, and whether greater is better."""
-    name = name or "loss"
-    return name.removeprefix("eval_"), not name.endswith("loss") if greater_is_better is None else greater_is_better
 
 
 @dataclass

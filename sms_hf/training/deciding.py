@@ -87,3 +87,9 @@ def _plain(value: Any) -> Any:
         return json.loads(json.dumps(value))
     except TypeError:
         return getattr(value, "__qualname__", None) or type(value).__name__
+
+
+def selection_metric(name: str | None, greater_is_better: bool | None) -> tuple[str, bool]:
+    """What `metric_for_best_model` and `greater_is_better` ask for: a metric, and whether greater is better."""
+    name = name or "loss"
+    return name.removeprefix("eval_"), not name.endswith("loss") if greater_is_better is None else greater_is_better

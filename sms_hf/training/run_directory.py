@@ -18,6 +18,7 @@ Where the files of a run lie: known here alone.
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -172,18 +173,25 @@ class PhaseFolder:
                 path.unlink()
 
 
-def read_or_discard(record: Path, files: bool = True) -> dict[str, Any] | None:
+def read_or_discard(
+    record: Path, files: bool = True, as_good: Callable[[dict[str, Any]], bool] = lambda value: False
+) -> dict[str, Any] | None:
     """
     A record, if it is there and whole, and so are the files that it speaks of (unless `files` is off).
 
-    Where it is damaged, a line says so and the record is removed: its piece is to be made again.
+    Where it is damaged, a line says so and the record is removed: its piece is to be made again. `as_good` is asked before,
+    where files are not what they were: whether what is there is as good.
     """
     if not record.is_file():
         return None
     try:
         value = read_record(record)
-        if files:
-            check_files(record)
+        try:
+            if files:
+                check_files(record)
+        except DamagedError:
+            if not as_good(value):
+                raise
     except DamagedError as error:
         say(f"damaged, to be made again: {error}", logging.WARNING)
         record.unlink()

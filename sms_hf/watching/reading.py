@@ -11,13 +11,12 @@ from typing import Any
 from jinja2 import UndefinedError
 
 from ..files.folder import LINEAGE, CheckpointError
+from ..files.forms import run_sizes
 from ..files.records import DamagedError, read_record
-from ..hub.model_card import load_lines
-from ..hub.push import run_sizes
 from ..report.facts import Run
-from ..report.schema import read_lineage, read_report
-from ..training.arguments import selection_metric
-from ..training.run.records import make_report
+from ..report.loading import load_lines
+from ..report.schema import make_report, read_lineage, read_report
+from ..training.deciding import selection_metric
 from ..training.run_directory import PhaseFolder, RunDirectory
 
 

@@ -6,7 +6,8 @@ import struct
 import numpy as np
 import pytest
 
-from sms_hf.compact.mask_codings import CompactError, decode_mask, encode_mask, find_nm, read_head
+from sms_hf.compact import CompactError
+from sms_hf.compact.mask_codings import decode_mask, encode_mask, find_nm, read_head
 
 HEAD = 24 + 32  # Besides 8 bytes a dimension.
 

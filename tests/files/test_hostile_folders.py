@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from sms_hf import Masks, greedy_soup, load, pack, prune, uniform_soup, unpack
 from sms_hf.cli import main
-from sms_hf.compact.folders import COMPACT, COMPACT_INDEX
 from sms_hf.compact.rescue import rescue
 from sms_hf.files.folder import INDEX, MASKS, WEIGHTS, CheckpointError
+from sms_hf.files.forms import COMPACT, COMPACT_INDEX
 from sms_hf.hub.inspection import describe_folder
 from sms_hf.hub.push import check_folder, files_to_push
 from sms_hf.soup import average_checkpoints

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import threading
 import urllib.error
@@ -114,6 +115,36 @@ def test_test_scores_and_measurements_come_from_the_lineage():
     assert ["soup (candidates 1, 2)", "33.00", "32.12", "62.50", ""] in Reader(page).rows
     assert "Measured on a CPU: loading dense 0.50 s" in page
     assert "evaluating 100 examples a second in batches of 8" in page
+
+
+NOISE = [
+    {"model": "phase-1/soup", "against": "dense", "difference": -1.875, "interval": [-2.5, -1.25]},
+    {"model": "phase-1/soup", "against": "phase-1/candidate-1", "difference": 0.5, "interval": [-0.25, 1.125]},
+]
+SENTENCES = [
+    "soup against dense: -1.88 bleu, 95 % interval -2.50 to -1.25: more than noise",
+    "soup against best candidate (1): +0.50 bleu, 95 % interval -0.25 to 1.12: within noise",
+]
+
+
+def test_what_of_a_test_score_is_noise_stands_under_the_table():
+    lineage = {"test": {"dense": 34.0, "phase-1/soup": 32.125}, "measured": None, "model_sparsity": 0.5}
+    page = page_of(small_report(), lineage=lineage | {"comparisons": NOISE})
+    said = "On the test set (paired bootstrap over its rows):</p>\n<ul>\n"
+    said += "".join(f"<li>{sentence}</li>\n" for sentence in SENTENCES)
+    after_the_table = page.split("soup (candidates 1, 2)")[1].split("<section")[0]
+    assert said + "</ul>" in after_the_table
+    assert "paired bootstrap over its rows" not in page_of(small_report(), lineage=lineage), "nothing is known"
+    hostile = [NOISE[0] | {"against": f"phase-1/{ATTACK}"}]
+    assert "script" not in Reader(page_of(small_report(), lineage=lineage | {"comparisons": hostile})).tags
+
+
+def test_of_runs_side_by_side_each_says_what_is_noise():
+    lineage = {"test": {"dense": 34.0, "phase-1/soup": 32.125}, "comparisons": NOISE[1:]}
+    page = make_comparison([Run("first", small_report(), lineage), Run("second", small_report())])
+    said = f"On the test set, within each run (paired bootstrap over its rows):</p>\n<ul>\n<li>first: {SENTENCES[1]}</li>\n</ul>"
+    assert said in page
+    assert "paired bootstrap" not in make_comparison([Run("second", small_report())] * 2)
 
 
 def test_a_loss_gets_better_as_it_falls():
@@ -316,6 +347,25 @@ def test_a_run_that_goes_on(tmp_path):
     assert "Not finished." in page
     assert "Training loss over steps of 2 candidates." in page
     assert files == {path: path.read_bytes() for path in before.rglob("*") if path.is_file()}
+
+
+def test_looking_at_runs_imports_no_framework(run_folder, tmp_path):
+    """It is to be there at once. In a process of its own: here they are imported."""
+    for name in ("model.safetensors", "model.sparse.safetensors", "masks.safetensors"):
+        (run_folder / name).write_bytes(b"1234")
+    going_on = unfinished_folder(tmp_path / "run")
+    code = f"""
+import sys
+from sms_hf.cli import main
+from sms_hf.watching import watch
+assert main(["report", {str(run_folder)!r}]) == main(["report", {str(going_on)!r}]) == 0
+assert main(["report", {str(run_folder)!r}, {str(run_folder)!r}, "--output", {str(tmp_path / "both.html")!r}]) == 0
+watch({str(going_on)!r}, 0).server_close()
+print(sorted({{"torch", "transformers", "accelerate", "safetensors", "huggingface_hub"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+    assert "model.sparse.safetensors" in (run_folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kept", [["run.json"], ["run.json", "dense.json"]])

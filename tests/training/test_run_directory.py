@@ -6,8 +6,9 @@ import shutil
 import pytest
 import torch
 from conftest import tiny_t5
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from sms_hf import pack, unpack
 from sms_hf.files.records import DamagedError, read_record, write_record
 from sms_hf.training.run.bench import Bench
 from sms_hf.training.run_directory import RunDirectory, last_checkpoint, read_or_discard, seal_checkpoint
@@ -145,6 +146,85 @@ def test_a_damaged_piece_is_made_again_and_nothing_else_changes(make_trainer, fi
         mine = load_file(cut / path.relative_to(finished))
         for name, tensor in load_file(path).items():
             assert torch.equal(mine[name], tensor), (path, name)
+
+
+# ---- A finished run in another form ----------------------------------------------------------------------------------
+
+FORMS = {"both": {}, "compact": {"keep_dense": False}, "coded": {"keep_dense": False, "entropy_coded": True}}
+
+
+@pytest.fixture
+def packed(make_trainer, finished, tmp_path):
+    """Copies a finished run and stores its model in another form, in place."""
+    keep = {"keep_candidates": True}
+    if not finished.exists():
+        make_trainer(keep | {"output_dir": str(finished)}).train()
+
+    def resume():
+        make_trainer(keep | {"output_dir": str(tmp_path / "packed")}).train(resume_from_checkpoint=True)
+
+    shutil.copytree(finished, tmp_path / "packed")
+    return tmp_path / "packed", resume
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_run_that_was_packed_is_still_finished(packed, form, capsys):
+    folder, resume = packed
+    pack(folder, **FORMS[form])
+    assert (folder / "model.safetensors").exists() == (form == "both")
+    before = {path.name: path.read_bytes() for path in folder.glob("*.*")}
+    for _ in range(2):
+        capsys.readouterr()
+        resume()
+        assert "damaged" not in capsys.readouterr().out
+        assert {path.name: path.read_bytes() for path in folder.glob("*.*")} == before
+    unpack(folder)
+    resume()
+    assert "damaged" not in capsys.readouterr().out
+    assert not (folder / "model.sparse.safetensors").exists()
+
+
+def change_a_weight(folder):
+    """And pack it again: whole, but not what the run made."""
+    unpack(folder)
+    weights = load_file(folder / "model.safetensors")
+    next(tensor for tensor in weights.values() if tensor.any()).mul_(2)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    pack(folder, keep_dense=False)
+
+
+@pytest.mark.parametrize(
+    ("form", "damage"),
+    [
+        ("compact", lambda folder: flip(folder / "model.sparse.safetensors")),
+        ("both", lambda folder: flip(folder / "model.sparse.safetensors")),
+        ("both", lambda folder: flip(folder / "model.safetensors")),
+        ("compact", lambda folder: (folder / "model.sparse.safetensors").unlink()),
+        ("compact", lambda folder: flip(folder / "masks.safetensors")),
+        ("compact", lambda folder: flip(folder / "report.json")),
+        ("compact", lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}')),
+        ("compact", change_a_weight),
+    ],
+)
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_packed_run_that_is_damaged_is_made_again(packed, finished, form, damage, seen, capsys):
+    """Whether the damage came before a resume has seen the packed form or after."""
+    folder, resume = packed
+    pack(folder, **FORMS[form])
+    if seen:
+        resume()
+    damage(folder)
+    capsys.readouterr()
+    resume()
+    out = capsys.readouterr().out
+    assert out.count("damaged, to be made again: ") == 1
+    assert "steps," not in out
+    for name in ("model.safetensors", "masks.safetensors"):
+        mine, first = load_file(folder / name), load_file(finished / name)
+        assert all(torch.equal(mine[key], tensor) for key, tensor in first.items())
+        assert mine.keys() == first.keys()
+    assert (folder / "report.json").read_bytes() == (finished / "report.json").read_bytes()
+    assert "quantization_config" not in (folder / "config.json").read_text()
 
 
 def test_trials_that_were_scored_are_read_back(make_trainer, tmp_path, monkeypatch):

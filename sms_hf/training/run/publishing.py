@@ -12,14 +12,16 @@ from typing import Any, cast
 import torch
 from huggingface_hub import HfApi
 
-from ...compact.folders import VARIANT, convert, has_compact, has_dense
+from ...compact.folders import convert, model_digest
 from ...files.folder import CARD, FIGURE, LINEAGE, CheckpointError
-from ...files.records import write_record
+from ...files.forms import VARIANT, has_compact, has_dense, run_sizes, tells_form, weight_sizes
+from ...files.records import check_files, write_record
 from ...files.writing import write_json, write_text
 from ...hub.lineage import cached_revision, make_lineage
-from ...hub.model_card import load_lines, make_card, merge_cards
-from ...hub.push import push_to_hub, run_sizes, weight_sizes
+from ...hub.model_card import make_card, merge_cards
+from ...hub.push import push_to_hub
 from ...report.facts import Run
+from ...report.loading import load_lines
 from ...report.page import PAGE, make_page
 from ...report.phases import draw_phases
 from ...report.schema import Comparison, Report, read_lineage
@@ -57,7 +59,7 @@ class Publisher:
     def save_final(self, report: Report) -> None:
         """Write the model, the report and what describes them, or see that they are there."""
         directory, masks = self._directory, self._masks
-        if read_or_discard(directory.final_record) is not None:
+        if read_or_discard(directory.final_record, as_good=self._has_other_form) is not None:
             self._check_lineage(report)
             return
         remove_unfinished(directory.root)
@@ -66,10 +68,7 @@ class Publisher:
         write_json(directory.report, report)
         track_soups(self._args, report, directory.soups)
         self.describe(report)
-        # Not the card and what is made for it, nor what lies here besides: those may change.
-        saved = {path.name for path in model_files(directory.phase(len(report["phases"])).soup)}
-        files = [p for p in model_files(directory.root) if p.name in saved or p.suffix == ".safetensors"]
-        write_record(directory.final_record, {"mask_fingerprint": masks.fingerprint()}, [*files, directory.report])
+        self._seal({"mask_fingerprint": masks.fingerprint(), "model": model_digest(directory.root)})
 
     def describe(
         self, report: Report, test: Mapping[str, float] | None = None, comparisons: Sequence[Comparison] = ()
@@ -175,6 +174,27 @@ class Publisher:
         if not whole:
             say(f"damaged, to be made again: {path} is not what the run wrote")
             self.describe(report)
+
+    def _seal(self, value: dict[str, Any]) -> None:
+        """Say that the final model is whole."""
+        directory = self._directory
+        # Not the card and what is made for it, nor what lies here besides: those may change.
+        saved = {path.name for path in model_files(directory.phase(self._args.make_plan()[-1].number).soup)}
+        files = [p for p in model_files(directory.root) if p.name in saved or p.suffix == ".safetensors"]
+        write_record(directory.final_record, value, [*files, directory.report])
+
+    def _has_other_form(self, sealed: dict[str, Any]) -> bool:
+        """Of a finished run: whether `pack` or `unpack` stored its model in another form, which is sealed then."""
+        directory = self._directory
+        try:
+            check_files(directory.final_record, besides=tells_form)
+            model = model_digest(directory.root)
+        except (ValueError, OSError):  # A file or a form that is damaged.
+            return False
+        if model is None or model != sealed.get("model"):
+            return False
+        self._seal(sealed)
+        return True
 
     def _save_weights(self) -> None:
         """The final weights, in the form asked for."""

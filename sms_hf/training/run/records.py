@@ -6,13 +6,12 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from ...report.schema import REPORT_VERSION, Report
 from ...sparsity.masks import Masks
 from ..deciding import deciding_arguments
 from ..masked.candidate import Norms
@@ -105,14 +104,6 @@ def phase_record(
         "soup": None if soup is None else dict(soup),
         "diagnostics": dict(diagnostics),
     }
-
-
-def make_report(
-    metric: str, settings: Mapping[str, Any], dense: Mapping[str, float], phases: Sequence[Mapping[str, Any]]
-) -> Report:
-    """What `report.json` holds."""
-    report = {"version": REPORT_VERSION, "metric": metric, "settings": settings, "dense": dense, "phases": list(phases)}
-    return cast("Report", report)
 
 
 def train_output(report: Mapping[str, Any], seconds: float) -> TrainOutput:

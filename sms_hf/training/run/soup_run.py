@@ -8,7 +8,7 @@ from safetensors.torch import save
 
 from ...files.records import read_record, write_record
 from ...files.writing import whole_file
-from ...report.schema import Report
+from ...report.schema import Report, make_report
 from ..cost.advice import advice_line
 from ..cost.forecast import Forecast
 from ..cost.lines import start_lines
@@ -22,7 +22,7 @@ from .bench import Bench
 from .merging import merge
 from .parents import prune_parent
 from .progress import candidate_facts, dense_line, parent_line, phase_facts, soup_lines
-from .records import make_report, origin, phase_record
+from .records import origin, phase_record
 from .retraining import Retrainer, check_enough
 
 
