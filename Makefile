@@ -8,7 +8,7 @@ PYTHON_OLDEST ?= $(PYTHON)
 FAST := tests/test_launching.py tests/sparsity/test_masks.py tests/sparsity/test_selection.py tests/soup tests/compact/test_loading.py tests/compact/test_folders.py \
   tests/training/test_trainer.py tests/training/masked/test_masked_trainer.py
 
-.PHONY: demo test test-oldest lint types docs check benchmarks gpu gpu-bundle clean
+.PHONY: demo test test-oldest lint types docs check notebooks benchmarks gpu gpu-bundle clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -50,6 +50,10 @@ docs: .venv/.installed-docs
 	@echo "Open build/site/index.html"
 
 check: lint types docs test test-oldest
+
+# Runs the notebooks anew and keeps their outputs.
+notebooks: .venv/.installed-dev
+	$(BIN)/python tests/notebooks/keep.py
 
 benchmarks: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[benchmarks]"

@@ -57,8 +57,7 @@ def pack(
 ) -> None:
     """Store the weights of a sparse model compactly: kept values and masks."""
     from ..compact import pack
-    from ..files.forms import weight_paths
-    from ..files.forms import weight_sizes
+    from ..files.forms import weight_paths, weight_sizes
 
     quiet()
     source = _source(model, output)
