@@ -27,7 +27,6 @@ from ...sparsity.masks import Masks, check_fingerprint
 from ..masked.checkpoints import no_progress_bars
 from ..processes.say import say
 from ..run_directory import RunDirectory, model_files, read_or_discard, remove_unfinished
-from ..tracking import track_soups
 from .bench import Bench
 
 CARD_METADATA = {
@@ -64,7 +63,6 @@ class Publisher:
         self._save_weights()
         check_fingerprint(Masks.of(directory.root), masks.fingerprint(), str(directory.root))
         write_json(directory.report, report)
-        track_soups(self._args, report, directory.soups)
         self.describe(report)
         # Not the card and what is made for it, nor what lies here besides: those may change.
         saved = {path.name for path in model_files(directory.phase(len(report["phases"])).soup)}

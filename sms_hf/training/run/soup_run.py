@@ -18,6 +18,7 @@ from ..processes.groups import make_group
 from ..processes.say import say, tell
 from ..processes.store import Processes
 from ..run_directory import PhaseFolder, RunDirectory, model_files, read_or_discard, remove, remove_weights
+from ..tracking import track_phase
 from .bench import Bench
 from .merging import merge
 from .parents import prune_parent
@@ -191,6 +192,8 @@ class SoupRun:
             files += model_files(folder.velocity)
         if soup is None:
             files += folder.candidate_records()  # Read by the phases that go on from the candidates.
+        dense = read_record(self.directory.dense_record)
+        track_phase(args, self.bench.metric, dense, record, self.directory.soups)
         record = write_record(folder.record, record | {"seconds": time.time() - start}, files)
         if soup is not None:
             self._clear_up(phase)
