@@ -158,6 +158,10 @@ def test_every_candidate_is_a_run_of_its_own_in_wandb(make_trainer, monkeypatch,
     assert len(written) == 6, "one a candidate, and one a phase"
     assert len(set(written)) == 5, "where the phases are of one run"
     assert wandb.setup().settings.run_id is None, "what the user begins next is another run"
+    Look.seen.clear()
+    other = {"run_name": "other", "output_dir": str(tmp_path / "other"), "num_phases": 1, "num_candidates": 1}
+    make_trainer({"report_to": "wandb", **other}, callbacks=[Look()]).train()
+    assert [seen[1:3] for seen in Look.seen] == [("other-phase-1-candidate-1", "other")], "a group of its own"
 
 
 @pytest.fixture
