@@ -134,7 +134,7 @@ def test_the_run_of_a_candidate_that_fails_is_closed(make_trainer, monkeypatch):
 
 
 def test_every_candidate_is_a_run_of_its_own_in_wandb(make_trainer, monkeypatch, tmp_path):
-    import wandb
+    wandb = pytest.importorskip("wandb", reason="needs wandb")
 
     for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
         monkeypatch.setenv(name, value)
