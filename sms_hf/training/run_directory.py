@@ -12,6 +12,7 @@ Where the files of a run lie: known here alone.
       _run/phase-1/soup/            averaged weights, then phase.json
       _run/phase-1/candidate-1.optimizer.safetensors     where the next phase goes on with it
       _run/phase-2/ ...
+      _run/soups/                   what trackers write of all soups, and trackers.json: by what they find that run again
       _run/final.json               the final model is whole
 """
 

@@ -209,14 +209,18 @@ def constructor_arguments(trainer: Any) -> dict[str, Any]:
 
 def candidate_args(args: SparseSoupArguments, phase: Phase, candidate: Candidate, folder: Path) -> SparseSoupArguments:
     """The user's arguments with the candidate's own values, for a folder and a logged run of its own."""
-    name = f"phase-{phase.number}-{candidate.name}"
     return one_training(
         args,
         **candidate.overrides,
         output_dir=str(folder),
-        run_name=f"{args.run_name}-{name}" if args.run_name else name,
+        run_name=f"{run_group(args)}-phase-{phase.number}-{candidate.name}",
         push_to_hub=False,
     )
+
+
+def run_group(args: SparseSoupArguments) -> str:
+    """What the names of all that a run logs begin with: without it, trackers took candidates of two runs for one."""
+    return args.run_name or Path(str(args.output_dir)).absolute().name
 
 
 def silent_args(args: SparseSoupArguments, **changes: Any) -> SparseSoupArguments:

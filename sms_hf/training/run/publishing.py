@@ -29,7 +29,6 @@ from ...sparsity.masks import Masks, check_fingerprint
 from ..masked.checkpoints import no_progress_bars
 from ..processes.say import say
 from ..run_directory import RunDirectory, model_files, read_or_discard, remove_unfinished
-from ..tracking import track_soups
 from .bench import Bench
 
 CARD_METADATA = {
@@ -66,7 +65,6 @@ class Publisher:
         self._save_weights()
         check_fingerprint(Masks.of(directory.root), masks.fingerprint(), str(directory.root))
         write_json(directory.report, report)
-        track_soups(self._args, report, directory.soups)
         self.describe(report)
         self._seal({"mask_fingerprint": masks.fingerprint(), "model": model_digest(directory.root)})
 

@@ -18,6 +18,7 @@ from ..processes.groups import make_group
 from ..processes.say import say, tell
 from ..processes.store import Processes
 from ..run_directory import PhaseFolder, RunDirectory, model_files, read_or_discard, remove, remove_weights
+from ..tracking import track_phase
 from .bench import Bench
 from .merging import merge
 from .parents import prune_parent
@@ -55,6 +56,7 @@ class SoupRun:
         self._adapters = adapters
         self._estimate: TimeEstimate | None = None
         self._origin = ""
+        self._dense: dict[str, float] = {}
 
     def make(self, settings: dict[str, Any], cost: Forecast | None, resume: bool) -> Report:
         """
@@ -73,7 +75,7 @@ class SoupRun:
         self._on_main("cost", lambda: self._tell(cost))
         self.bench.release_()
         self._show("doing", what="scoring the dense model")
-        dense = self._on_main("dense", self._score_dense)
+        dense = self._dense = self._on_main("dense", self._score_dense)
         self._say(dense_line(dense, self.bench.metric))
         self._show("dense", score=dense[self.bench.metric])
         self._on_main("teacher", self._cache_teacher)
@@ -191,6 +193,7 @@ class SoupRun:
             files += model_files(folder.velocity)
         if soup is None:
             files += folder.candidate_records()  # Read by the phases that go on from the candidates.
+        track_phase(args, self.bench.metric, self._dense, record, self.directory.soups)
         record = write_record(folder.record, record | {"seconds": time.time() - start}, files)
         if soup is not None:
             self._clear_up(phase)
