@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -87,4 +89,23 @@ def run_script(script: Path, arguments: Sequence[str], num_processes: int) -> in
         # torchrun is what `accelerate launch` starts, and asks for no configuration of the machine.
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
-    return subprocess.run([*command, str(script), *arguments], check=False, env=environment).returncode
+    code = _wait(subprocess.Popen([*command, str(script), *arguments], env=environment))
+    return code if code >= 0 else 128 - code  # As shells tell it, where a signal ended the script.
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """
+    The exit code of a process, to which signals are passed on until it has ended.
+
+    What a signal asks for is the script's to do: it writes down what is in training. `subprocess.run` would kill it a
+    quarter of a second after Ctrl-C, and leave it behind after SIGTERM.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return process.wait()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in numbers}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

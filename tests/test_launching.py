@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -122,6 +123,33 @@ def test_two_processes(tmp_path):
     assert lines == ["0", "rank 0 of 2 ['--a']", "rank 1 of 2 ['--a']"]
     script.write_text("raise SystemExit(3)\n")
     assert launching.run_script(script, [], 1) == 3
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_is_passed_on_and_its_work_is_awaited(name, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import signal, sys, time\n"
+        "def end(number, frame):\n"
+        "    time.sleep(1)\n"
+        "    print('written down', flush=True)\n"
+        "    sys.exit(128 + number)\n"
+        f"signal.signal(signal.{name}, end)\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    code = f"import sys; from sms_hf.launching import *; sys.exit(run_script(Path({str(script)!r}), [], 1))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(getattr(signal, name))
+        assert process.stdout.read() == "written down\n"
+        assert process.wait() == 128 + getattr(signal, name)
+
+
+def test_a_script_that_a_signal_ends_has_the_exit_code_of_shells(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n")
+    assert launching.run_script(script, [], 1) == 137
 
 
 def test_a_recipe_is_copied_and_nothing_is_written_over(tmp_path, capsys):
