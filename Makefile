@@ -5,8 +5,9 @@ LAUNCH := OMP_NUM_THREADS=1 $(BIN)/accelerate launch --config_file recipes/accel
 
 # The oldest versions that pyproject.toml allows. PYTHON_OLDEST=python3.10 for the oldest Python, too.
 PYTHON_OLDEST ?= $(PYTHON)
-FAST := tests/test_launching.py tests/sparsity/test_masks.py tests/sparsity/test_selection.py tests/soup tests/compact/test_loading.py tests/compact/test_folders.py \
-  tests/training/test_trainer.py tests/training/masked/test_masked_trainer.py
+FAST := tests/test_launching.py tests/test_command_line.py tests/sparsity/test_masks.py tests/sparsity/test_selection.py tests/soup tests/compact/test_loading.py \
+  tests/compact/test_folders.py tests/training/test_trainer.py tests/training/masked/test_masked_trainer.py \
+  tests/hub/test_model_card.py tests/hub/test_cli.py tests/hub/test_push.py tests/hub/test_server.py
 
 .PHONY: demo test test-oldest lint types docs check notebooks benchmarks gpu gpu-bundle clean
 

@@ -113,8 +113,10 @@ def test_what_the_user_can_mend_is_one_line(arguments, says, capsys, tmp_path, m
 def test_two_processes(tmp_path):
     """Each trains candidates of its own; the script tells how many there are."""
     script = tmp_path / "script.py"
+    # Each line in one piece: both processes write to one pipe.
     script.write_text(
-        "import os, sys; print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], sys.argv[1:])\n"
+        "import os, sys\nrank, size = os.environ['RANK'], os.environ['WORLD_SIZE']\n"
+        "os.write(1, f'rank {rank} of {size} {sys.argv[1:]}\\n'.encode())\n"
     )
     call = f"print(run_script(Path({str(script)!r}), ['--a'], 2))"
     code = f"from sms_hf.launching import run_script; from pathlib import Path; {call}"

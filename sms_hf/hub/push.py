@@ -171,9 +171,11 @@ def _retry(action: Callable[[], T]) -> T:
             return action()
         except (RepositoryNotFoundError, EntryNotFoundError):
             raise
-        except HTTPError as error:  # Of the HTTP library: refusals by the server and broken connections.
-            status = getattr(getattr(error, "response", None), "status_code", 500)
-            if left == 0 or status < 500:
+        except (HTTPError, RuntimeError) as error:
+            # Of the HTTP library: refusals by the server and broken connections. Those of an upload come in a RuntimeError.
+            cause = error if isinstance(error, HTTPError) else error.__cause__
+            status = getattr(getattr(cause, "response", None), "status_code", 500)
+            if left == 0 or not isinstance(cause, HTTPError) or status < 500:
                 raise
             time.sleep(2 ** (TRIES - 1 - left))
     raise AssertionError

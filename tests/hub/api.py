@@ -141,7 +141,9 @@ def create_repo(hub: "Hub", request: Request) -> Answer:
     made = {"name": repo_id, "url": f"{hub.endpoint}/{repo_id}"}
     if repo_id in hub.repos:
         return _json(made | {"error": "You already created this model repo"}, status=409)
-    hub.repos[repo_id] = Repo(repo_id, private=wanted.get("visibility") == "private")
+    # Older clients ask with another word.
+    is_private = wanted.get("visibility") == "private" or wanted.get("private") is True
+    hub.repos[repo_id] = Repo(repo_id, is_private)
     return _json(made)
 
 

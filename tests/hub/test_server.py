@@ -11,12 +11,12 @@ import pytest
 from conftest import tiny_t5
 from safetensors.torch import load_file
 
-from .conftest import run_python
+from .conftest import CLIENT_TRIES, run_python
 
 PRELUDE = """
 import json, tempfile
 from pathlib import Path
-from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
 def attempt(function, *args, **kwargs):
     try:
@@ -72,7 +72,7 @@ def test_a_folder_comes_back_as_it_was(hub, talk, tmp_path):
     where = snapshot_download(name)
     lfs = [file.path for file in api.list_repo_tree(name, recursive=True) if getattr(file, "lfs", None)]
     top = [entry.path for entry in api.list_repo_tree(name)]
-    ModelCard("---\\nlicense: apache-2.0\\n---\\n").push_to_hub(name)
+    api.upload_file(path_or_fileobj=b"---\\nlicense: apache-2.0\\n---\\n", path_in_repo="README.md", repo_id=name)
     changed = api.repo_info(name).sha
     print(json.dumps([name, first, again, where, sorted(lfs), sorted(top), changed]))
     """)
@@ -164,15 +164,17 @@ def test_refusals_are_the_exceptions_of_the_client(hub, talk):
     assert hub.files("tester/open")["a.txt"] == b"1"
 
 
+REPEATS = CLIENT_TRIES > 1
+CUT = "ok" if REPEATS else "RemoteProtocolError"
 DOWNLOADS = {
     "head-500": ("HEAD", {"status": 500}, "ok"),
     "head-503": ("HEAD", {"status": 503}, "ok"),
     "get-500": ("GET", {"status": 500}, "HfHubHTTPError"),
     "get-503": ("GET", {"status": 503}, "HfHubHTTPError"),
     "get-429": ("GET", {"status": 429}, "ok"),
-    "cut": ("GET", {"cut_answer": 1_000}, "ok"),
-    "cut-late": ("GET", {"cut_answer": 11_000_000, "times": 2}, "ok"),
-    "cut-always": ("GET", {"cut_answer": 1_000, "times": 6}, "RemoteProtocolError"),
+    "cut": ("GET", {"cut_answer": 1_000}, CUT),
+    "cut-late": ("GET", {"cut_answer": 11_000_000, "times": min(2, CLIENT_TRIES)}, CUT),
+    "cut-always": ("GET", {"cut_answer": 1_000, "times": CLIENT_TRIES}, "RemoteProtocolError"),
 }
 """File -> what breaks, and how the first try of `hf_hub_download` ends. The second one finds everything in order."""
 
@@ -185,7 +187,7 @@ def test_downloads_from_a_broken_server(hub, talk, tmp_path):
     said = talk(f"""
     names = {list(DOWNLOADS)}
     tries = [{{name: attempt(hf_hub_download, "tester/model", name) for name in names}}]
-    blobs = [path.name for path in Path("home").rglob("blobs/*")]
+    blobs = [path.name for path in Path("home").rglob("blobs/*") if path.suffix != ".incomplete"]
     tries += [{{name: attempt(hf_hub_download, "tester/model", name) for name in names}}]
     print(json.dumps([*tries, blobs]))
     """)
@@ -194,14 +196,14 @@ def test_downloads_from_a_broken_server(hub, talk, tmp_path):
     assert second == dict.fromkeys(DOWNLOADS, "ok")
     done = {name for name, outcome in first.items() if outcome == "ok"}
     stored = hub.repos["tester/model"].at("main").files
-    assert set(blobs) == {stored[name].etag for name in done}  # Nothing else is left of the other ones.
+    assert set(blobs) == {stored[name].etag for name in done}  # Nothing else passes for a file.
     for name, content in files.items():
         [path] = (tmp_path / "home").rglob(f"snapshots/*/{name}")
         assert path.read_bytes() == content
     gets = {name: hub.log.count(("GET", f"/tester/model/resolve/main/{name}")) for name in DOWNLOADS}
     assert gets["cut"] == 2
     assert gets["cut-late"] == 2  # The second asks for the rest only, and so is not cut again.
-    assert gets["cut-always"] == 6 + 1
+    assert gets["cut-always"] == CLIENT_TRIES + 1
 
 
 def test_snapshots_from_a_broken_server(hub, talk):
@@ -224,8 +226,8 @@ UPLOADS = {
     "batch-503": ("POST", "{name}.git/info/lfs/objects/batch", {"status": 503}, {"ok"}, True),
     "put-500": ("PUT", "{oid}", {"status": 500}, {"ok"}, True),
     "put-503": ("PUT", "{oid}", {"status": 503}, {"ok"}, True),
-    "put-cut": ("PUT", "{oid}", {"cut_upload": 1_000}, {"ok"}, True),
-    "put-cut-always": ("PUT", "{oid}", {"cut_upload": 1_000, "times": 6}, {"RuntimeError"}, False),
+    "put-cut": ("PUT", "{oid}", {"cut_upload": 1_000}, {"ok" if REPEATS else "RuntimeError"}, REPEATS),
+    "put-cut-always": ("PUT", "{oid}", {"cut_upload": 1_000, "times": CLIENT_TRIES}, {"RuntimeError"}, False),
     "verify-503": ("POST", "{oid}/verify", {"status": 503}, {"ok"}, True),
     "commit-500": ("POST", "{name}/commit/main", {"status": 500}, {"HfHubHTTPError"}, False),
     "commit-503": ("POST", "{name}/commit/main", {"status": 503}, {"HfHubHTTPError"}, False),
@@ -294,8 +296,9 @@ def test_models_of_transformers(hub, talk, two_models, tmp_path):
     )
     assert [commit.sha for commit in hub.repos["tester/model"].history("main")][:2] == shas[::-1]
 
-    hub.break_next("GET", "tester/model/resolve/.*/model.safetensors", cut_answer=1_000)
-    hub.break_next("GET", "tester/sharded/revision/main", status=503)
+    if REPEATS:  # Older clients leave it to the user to try again.
+        hub.break_next("GET", "tester/model/resolve/.*/model.safetensors", cut_answer=1_000)
+        hub.break_next("GET", "tester/sharded/revision/main", status=503)
     hub.seed("tester/broken", hub.files("tester/model"))
     hub.break_next("GET", "tester/broken/resolve/.*/model.safetensors", status=503)
     errors = talk(
