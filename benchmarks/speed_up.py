@@ -12,12 +12,14 @@ of the model with half of its neurons and a third of its layers removed. Ratios 
 
 import argparse
 import copy
+import json
 import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import ctranslate2
+import sentencepiece
 import torch
 import transformers as hf
 from _common import describe_machine, paired_ratio, paired_times, print_table
@@ -31,14 +33,15 @@ from sms_hf.inference.depth import find_stacks
 WORDS, LENGTH, TOKENS = 32000, 25, 10
 BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 3, "num_attention_heads": 12}
 T5 = {"d_model": 512, "d_ff": 2048, "num_layers": 3, "num_heads": 8, "vocab_size": WORDS, "decoder_start_token_id": 0}
-MARIAN = {"d_model": 512, "vocab_size": WORDS, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+PAD = WORDS - 1  # The last token of a Marian, as CTranslate2's loader wants it.
+MARIAN = {"d_model": 512, "vocab_size": WORDS, "pad_token_id": PAD, "eos_token_id": 0, "decoder_start_token_id": PAD}
 MARIAN |= {
     f"{side}_{what}": value for side in ("encoder", "decoder") for what, value in (("layers", 3), ("ffn_dim", 2048))
 }
 MARIAN |= {
     "encoder_attention_heads": 8,
     "decoder_attention_heads": 8,
-    "forced_eos_token_id": 1,
+    "forced_eos_token_id": 0,
     "activation_function": "relu",
 }
 GPT2 = {"n_embd": 768, "n_layer": 3, "n_head": 12, "vocab_size": 8000, "bos_token_id": 0, "eos_token_id": 1}
@@ -51,7 +54,7 @@ SHAPES: dict[str, Callable[[], hf.PreTrainedModel]] = {
     "Llama, 3 layers": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA)),
     "ViT-base, 3 layers": lambda: hf.ViTForImageClassification(hf.ViTConfig(**BASE)),
 }
-EXPORTED = ("t5", "gpt2", "llama")  # Marian's loader wants Marian's own tokenizer.
+EXPORTED = ("t5", "marian", "gpt2", "llama")
 Work = Callable[[], object]
 
 
@@ -69,9 +72,9 @@ def job(model: hf.PreTrainedModel, batch: int, beams: int) -> Work:
     return lambda: model(input_ids=tokens)
 
 
-def exported(model: hf.PreTrainedModel, folder: Path, quantization: str | None) -> Callable[[int, int], Work]:
-    """A model in CTranslate2: batch, beams -> the same unit of work."""
-    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, model.config.vocab_size)}
+def word_tokenizer(folder: Path, vocab_size: int) -> hf.PreTrainedTokenizerBase:
+    """A token a word."""
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, vocab_size)}
     tokenizer = hf.PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")),
         pad_token="<pad>",
@@ -79,8 +82,27 @@ def exported(model: hf.PreTrainedModel, folder: Path, quantization: str | None) 
         unk_token="<unk>",
     )
     tokenizer.bos_token = "<pad>"
+    return tokenizer
+
+
+def marian_tokenizer(folder: Path, vocab_size: int) -> hf.PreTrainedTokenizerBase:
+    """A Marian's own, whose loader takes no other: the vocabulary counts, the sentencepiece models are never asked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sentences = [f"{letter} {letter}{letter}" for letter in "abcdefgh"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), model_prefix=str(folder / "any"), vocab_size=14, minloglevel=2
+    )
+    words = ["</s>", "<unk>", *(f"w{i}" for i in range(2, vocab_size - 1)), "<pad>"]
+    (folder / "any.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    spm = str(folder / "any.model")
+    return hf.MarianTokenizer(spm, spm, str(folder / "any.json"))
+
+
+def exported(model: hf.PreTrainedModel, folder: Path, quantization: str | None) -> Callable[[int, int], Work]:
+    """A model in CTranslate2: batch, beams -> the same unit of work."""
     model.save_pretrained(folder / "torch")
-    tokenizer.save_pretrained(folder / "torch")
+    make = marian_tokenizer if model.config.model_type == "marian" else word_tokenizer
+    make(folder / "tokenizer", model.config.vocab_size).save_pretrained(folder / "torch")
     name = str(folder / (quantization or "float32"))
     ctranslate2.converters.TransformersConverter(str(folder / "torch")).convert(name, quantization=quantization)
     generator = torch.Generator().manual_seed(0)
