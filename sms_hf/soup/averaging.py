@@ -138,8 +138,7 @@ class Average:
         parts = [checkpoint.rows(name, start, stop) for checkpoint in self._checkpoints]
         zeros, mismatched = [0] * len(parts), 0
         if mask is not None:
-            for part in parts:
-                check_zeros(name, part, mask[start:stop], start)
+            check_zeros(name, _any_bits(parts), mask[start:stop], start)
         elif dtype.is_floating_point and len(self.shapes[name]) > 1:
             patterns = [nonzero(part).numpy() for part in parts]
             zeros = [pattern.size - int(np.count_nonzero(pattern)) for pattern in patterns]
@@ -238,6 +237,15 @@ def _check_alike(checkpoints: Sequence[Checkpoint]) -> None:
         raise CheckpointError(
             f"Cannot average tensors of dtype {sorted(unknown)} in {first.folder}; known: {sorted(DTYPES)}."
         )
+
+
+def _any_bits(parts: Sequence[Tensor]) -> Tensor:
+    """Zero where all parts are: they are compared with the mask once, not each."""
+    kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parts[0].element_size()]
+    bits = parts[0].view(kind).clone()
+    for part in parts[1:]:
+        bits |= part.view(kind)
+    return bits.view(parts[0].dtype)
 
 
 def _mean(parts: Sequence[Tensor], shares: Sequence[float], dtype: torch.dtype) -> Tensor:

@@ -426,6 +426,17 @@ def test_a_pruned_weight_that_is_not_zero_is_an_error(tmp_path, leaking, leak):
     assert_nothing_readable(tmp_path / "soup")
 
 
+def test_leaks_that_cancel_are_an_error_and_zeros_may_have_a_sign(tmp_path):
+    states = [sparse_state(0), sparse_state(1)]
+    for name in ("fine", "leak"):
+        (tmp_path / name).mkdir()
+    states[0]["w"][1, 0], states[1]["w"][1, 0] = -0.0, 0.0
+    average_checkpoints(folders_of(tmp_path / "fine", *states, masks={"w": MASK}), tmp_path / "soup")
+    states[0]["w"][1, 0], states[1]["w"][1, 0] = 1.0, -1.0
+    with pytest.raises(MaskError, match=r"'w' must be exactly 0.0, but 1 are not"):
+        average_checkpoints(folders_of(tmp_path / "leak", *states, masks={"w": MASK}), tmp_path / "other")
+
+
 def test_place_of_a_leak_is_told_for_the_whole_tensor(tmp_path, monkeypatch):
     state = {"w": torch.zeros(6, 2)}
     state["w"][5, 1] = 1.0
