@@ -1,7 +1,9 @@
 """The whole recipe: settings, task, soup, test scores, table, upload."""
 
 import copy
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,9 @@ from .settings import R, RecipeError, parse
 from .stages import make_smaller, parse_stages
 from .task import Task, make_trainer
 
+SECOND_VOICE_SECONDS = 3.0
+"""What one process of a machine cannot do, mostly none can. The first says it; the launcher ends the others meanwhile."""
+
 
 def prepare(args: SparseSoupTrainingArguments) -> None:
     """Settings that depend on the machine: to be called before the task is loaded."""
@@ -30,11 +35,14 @@ def run(
     argv: list[str], script: str, recipe_class: type[R], load_task: Callable[[R, SparseSoupTrainingArguments], Task]
 ) -> None:
     """The whole recipe: settings, task, soup, test scores, table, upload. What the user can mend ends it in a sentence."""
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         _run(argv, script, recipe_class, load_task)
-    except (ValueError, OSError, RuntimeError) as error:
-        if not _was_raised_here(error, Path(script).parent):
+    except (RecipeError, ValueError, OSError, RuntimeError) as error:
+        if not isinstance(error, RecipeError) and not _was_raised_here(error, Path(script).parent):
             raise
+        if not is_first:
+            time.sleep(SECOND_VOICE_SECONDS)
         raise RecipeError(str(error)) from None
 
 
