@@ -13,6 +13,8 @@ import transformers
 
 from ..report.page import PAGE
 from ..training.arguments import SparseSoupTrainingArguments
+from ..training.processes.say import say
+from ..training.processes.stopping import Interrupted, leave_on_signals
 from .greedy import greedy_soup_of
 from .outcome import show_outcome
 from .settings import R, RecipeError, parse
@@ -37,7 +39,12 @@ def run(
     """The whole recipe: settings, task, soup, test scores, table, upload. What the user can mend ends it in a sentence."""
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
-        _run(argv, script, recipe_class, load_task)
+        with leave_on_signals():
+            _run(argv, script, recipe_class, load_task)
+    except Interrupted as stopped:
+        if is_first:
+            say(f"{stopped.signal}: stopped, nothing finished is lost. Go on with --resume.")
+        raise
     except (RecipeError, ValueError, OSError, RuntimeError) as error:
         if not isinstance(error, RecipeError) and not _was_raised_here(error, Path(script).parent):
             raise
