@@ -87,7 +87,7 @@ def run_script(script: Path, arguments: Sequence[str], num_processes: int) -> in
     command, environment = [sys.executable], dict(os.environ)
     if num_processes > 1:
         # torchrun is what `accelerate launch` starts, and asks for no configuration of the machine.
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+        command += ["-m", "sms_hf.torchrun", "--standalone", "--nproc_per_node", str(num_processes)]
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     code = _wait(subprocess.Popen([*command, str(script), *arguments], env=environment))
     return code if code >= 0 else 128 - code  # As shells tell it, where a signal ended the script.

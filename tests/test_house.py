@@ -25,6 +25,7 @@ BELOW = {
     "tasks": {"choices", "files", "sparsity", "soup", "report", "inference", "training"},
     "compare": {"choices", "files", "report", "training", "tasks"},
     "launching": {"choices"},
+    "torchrun": set(),
     "registration": set(),
     "cli": {"choices", "files", "sparsity", "soup", "compact", "hub", "inference", "training", "watching", "launching"},
 }

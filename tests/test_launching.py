@@ -124,28 +124,44 @@ def test_two_processes(tmp_path):
     lines = sorted(done.stdout.splitlines())
     assert lines == ["0", "rank 0 of 2 ['--a']", "rank 1 of 2 ['--a']"]
     script.write_text("raise SystemExit(3)\n")
-    assert launching.run_script(script, [], 1) == 3
+    assert launching.run_script(script, [], 1) == launching.run_script(script, [], 2) == 3
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_is_passed_on_and_its_work_is_awaited(name, tmp_path):
+def test_of_processes_that_fail_only_the_script_speaks(tmp_path, capfd):
+    done = run("train", "text_classification", "--num_processes", "2", "--target_sparsity", "2", "--demo")
+    said = "target_sparsity must lie in [0, 1), got 2.0. Pass 0.9 to remove 90 % of the prunable weights.\n"
+    assert (done.returncode, done.stderr) in [(1, said), (1, 2 * said)], "the second where the machine is slow"
     script = tmp_path / "script.py"
     script.write_text(
-        "import signal, sys, time\n"
+        "import os, signal, time\nif os.environ['RANK'] == '0': time.sleep(60)\nos.kill(os.getpid(), 9)\n"
+    )
+    assert launching.run_script(script, [], 2) == 137
+    assert capfd.readouterr().err == "sms-hf: process 1 was ended by SIGKILL, and the others with it\n"
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_is_passed_on_and_its_work_is_awaited(name, num_processes, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, sys, time\n"
         "def end(number, frame):\n"
         "    time.sleep(1)\n"
-        "    print('written down', flush=True)\n"
+        "    os.write(1, b'written down\\n')\n"
         "    sys.exit(128 + number)\n"
         f"signal.signal(signal.{name}, end)\n"
-        "print('ready', flush=True)\n"
+        "os.write(1, b'ready\\n')\n"
         "time.sleep(60)\n"
     )
-    code = f"import sys; from sms_hf.launching import *; sys.exit(run_script(Path({str(script)!r}), [], 1))"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
+    call = f"run_script(Path({str(script)!r}), [], {num_processes})"
+    code = f"import sys; from sms_hf.launching import *; sys.exit({call})"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
+        assert [process.stdout.readline() for _ in range(num_processes)] == num_processes * ["ready\n"]
         process.send_signal(getattr(signal, name))
-        assert process.stdout.read() == "written down\n"
+        assert process.stdout.read() == num_processes * "written down\n"
         assert process.wait() == 128 + getattr(signal, name)
+        assert process.stderr.read() == ""
 
 
 def test_a_script_that_a_signal_ends_has_the_exit_code_of_shells(tmp_path):

@@ -10,6 +10,7 @@ from ..training.arguments import SparseSoupTrainingArguments
 from ..training.live.screen import Screen
 from ..training.live.terminal import watched
 from ..training.live.watch import TrainingWatch
+from ..training.masked.checkpoints import no_progress_bars
 from ..training.processes.say import say
 from ..training.spawning import without_progress
 from .settings import CommonArguments
@@ -79,5 +80,6 @@ def _train_dense(folder: Path, recipe: CommonArguments, args, make: Callable[[],
     without_progress(trainer).add_callback(TrainingWatch("dense model", facts, folder / "train.log"))
     with watched(args.processes, args, f"demo/{folder}", screen):
         trainer.train()
-    trainer.save_model()
+    with no_progress_bars():
+        trainer.save_model()
     (folder / TRAINING_ARGS_NAME).unlink()  # A pickle that nobody needs, with the user's token in it.

@@ -1,7 +1,9 @@
 """The whole recipe: settings, task, soup, test scores, table, upload."""
 
 import copy
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +13,16 @@ import transformers
 
 from ..report.page import PAGE
 from ..training.arguments import SparseSoupTrainingArguments
+from ..training.processes.say import say
+from ..training.processes.stopping import Interrupted, leave_on_signals
 from .greedy import greedy_soup_of
 from .outcome import show_outcome
 from .settings import R, RecipeError, parse
 from .stages import make_smaller, parse_stages
 from .task import Task, make_trainer
+
+SECOND_VOICE_SECONDS = 3.0
+"""What one process of a machine cannot do, mostly none can. The first says it; the launcher ends the others meanwhile."""
 
 
 def prepare(args: SparseSoupTrainingArguments) -> None:
@@ -30,11 +37,19 @@ def run(
     argv: list[str], script: str, recipe_class: type[R], load_task: Callable[[R, SparseSoupTrainingArguments], Task]
 ) -> None:
     """The whole recipe: settings, task, soup, test scores, table, upload. What the user can mend ends it in a sentence."""
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
-        _run(argv, script, recipe_class, load_task)
-    except (ValueError, OSError, RuntimeError) as error:
-        if not _was_raised_here(error, Path(script).parent):
+        with leave_on_signals():
+            _run(argv, script, recipe_class, load_task)
+    except Interrupted as stopped:
+        if is_first:
+            say(f"{stopped.signal}: stopped, nothing finished is lost. Go on with --resume.")
+        raise
+    except (RecipeError, ValueError, OSError, RuntimeError) as error:
+        if not isinstance(error, RecipeError) and not _was_raised_here(error, Path(script).parent):
             raise
+        if not is_first:
+            time.sleep(SECOND_VOICE_SECONDS)
         raise RecipeError(str(error)) from None
 
 

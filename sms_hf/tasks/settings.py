@@ -1,9 +1,10 @@
 """What every recipe asks, from YAML and the command line."""
 
 import sys
+from argparse import ArgumentDefaultsHelpFormatter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
@@ -95,6 +96,26 @@ def _given(**splits: str | None) -> dict[str, str]:
     return {split: name for split, name in splits.items() if name}
 
 
+class _Help(ArgumentDefaultsHelpFormatter):
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """The docstring of a recipe as it stands there: its examples have lines of their own."""
+        return "".join(f"{indent}{line}\n" for line in text.strip().splitlines())
+
+
+class _Parser(HfArgumentParser):
+    """Says what is wrong in a sentence. argparse would list all options first, some 170 lines, transformers would trace."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError(f"{message.rstrip('.')}. See --help.")
+
+    def refuse(self, rest: list[str]) -> NoReturn:
+        """Name what is no option, and the one that was probably meant."""
+        name = next((text.split("=")[0] for text in rest if text.startswith("--")), "")
+        raise RecipeError(
+            f"Expected options of {self.prog}, got {' '.join(rest)}.{nearest(name, self._option_string_actions)} See --help."
+        )
+
+
 def parse(argv: list[str], script: str, recipe_class: type[R]) -> tuple[R, SparseSoupTrainingArguments]:
     """
     Settings of a YAML file, overridden by the command line.
@@ -106,9 +127,21 @@ def parse(argv: list[str], script: str, recipe_class: type[R]) -> tuple[R, Spars
     if argv and argv[0].endswith((".yaml", ".yml")):
         settings, argv = Path(argv[0]), argv[1:]
     described = sys.modules[recipe_class.__module__].__doc__
-    parser = HfArgumentParser((recipe_class, SparseSoupTrainingArguments), description=described)  # pyright: ignore
+    parser = _Parser(
+        (recipe_class, SparseSoupTrainingArguments),  # pyright: ignore
+        usage="%(prog)s [FILE.yaml] [--option VALUE ...]",
+        description=described,
+        epilog="In this order: options of the task, of Trainer, of the soup.",
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
     parser.set_defaults(**read_settings(settings, parser))
-    recipe, args = parser.parse_args_into_dataclasses(argv)
+    try:
+        recipe, args, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    except (ValueError, ImportError) as error:  # Values that do not go together, a package that an option needs.
+        raise RecipeError(str(error)) from None
+    if rest:
+        parser.refuse(rest)
     return recipe, args
 
 

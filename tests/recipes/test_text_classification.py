@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +171,19 @@ def test_a_model_without_a_head_says_so(tmp_path, capsys):
 def test_without_the_hub_one_sentence_says_what_to_do():
     with pytest.raises(SystemExit, match=r"^Cannot get 'nyu-mll/glue' from the Hugging Face Hub.*--demo.*--train_file"):
         recipe.load_corpus(settings())
+
+
+def test_ctrl_c_while_the_dense_model_of_a_demo_trains(tmp_path):
+    """As a terminal sends it: to all processes, of which the launchers pass it on once more."""
+    command = [sys.executable, "-m", "sms_hf", "train", "text_classification", "--demo", "--num_processes", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen([*command, "--output_dir", str(tmp_path)], **pipes) as process:
+        assert "demo: training a dense" in process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (130, "")
+    (line,) = out.splitlines()
+    assert line.endswith("SIGINT: stopped, nothing finished is lost. Go on with --resume.")
 
 
 def test_the_demo_ends_with_a_table_and_a_model(tmp_path):

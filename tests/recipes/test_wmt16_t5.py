@@ -92,6 +92,25 @@ def test_an_unknown_setting_is_named(tmp_path):
         parse([str(tmp_path / "s.yaml")])
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--no_such_option"], r"got --no_such_option\. See --help\.$"),
+        (["--target_sparcity", "0.5"], r"got --target_sparcity 0\.5\. Did you mean '--target_sparsity'\? See --help"),
+        (["--num_train_epoch=2"], "Did you mean '--num_train_epochs'"),
+        (["--target_sparsity", "much"], r"argument --target_sparsity.*: invalid float value: 'much'\. See --help"),
+        (["--pruning_scope", "unifrom"], "argument --pruning_scope.*: invalid choice: 'unifrom'"),
+        (["--eval_strategy", "sometimes"], "argument --eval_strategy.*: invalid choice"),
+        (["--warmup_steps", "-1"], "warmup_steps"),
+    ],
+)
+def test_an_option_that_does_not_exist_or_does_not_fit_is_one_sentence(given, says, capsys):
+    with pytest.raises(SystemExit, match=says) as error:
+        parse(given)
+    assert "\n" not in str(error.value)
+    assert not capsys.readouterr().err
+
+
 def test_parallel_files_plain_and_gzipped(tmp_path):
     write(tmp_path / "train.en", "a dog\na cat\n")
     write(tmp_path / "train.de", "ein Hund\neine Katze\n")
@@ -234,6 +253,13 @@ def test_help_lists_our_options_and_trainers(tmp_path):
     assert result.returncode == 0
     for option in ("--demo", "--parallel_dir", "--target_sparsity", "--vary", "--learning_rate"):
         assert option in result.stdout
+    lines = result.stdout.splitlines()
+    assert lines[:3] == [
+        "usage: wmt16_t5.py [FILE.yaml] [--option VALUE ...]",
+        "",
+        "Prune a translator and make a sparse model soup of it.",
+    ]
+    assert "--demo" in "\n".join(lines[:30]), "no list of all options before the list of options"
 
 
 def test_the_demo_ends_with_a_table_and_a_model(tmp_path):

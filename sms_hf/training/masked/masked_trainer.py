@@ -184,7 +184,7 @@ class MaskedTrainerMixin(_Trainer):
     def _save_checkpoint(self, model, trial) -> None:
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            with state_dict_names(self.model):
+            with state_dict_names(self.model), no_progress_bars():
                 super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit

@@ -1,8 +1,8 @@
 """
 SIGTERM (preemption) and Ctrl-C: save what is in training, then leave.
 
-A signal is only noted. The run asks at places of its own whether there is one, and ends there: an exception that a handler
-raised wherever the program happens to be may be lost in C++ code, or be taken for the fault of a candidate.
+In a run a signal is only noted. The run asks at places of its own whether there is one, and ends there: an exception that
+a handler raised wherever the program happens to be may be lost in C++ code, or be taken for the fault of a candidate.
 """
 
 import logging
@@ -19,7 +19,7 @@ ECHO_SECONDS = 5.0
 """Ctrl-C reaches a process twice, from the terminal and from its launcher: so soon after the first it is the same wish."""
 
 _wish: int | None = None
-_since = 0.0
+_since = -ECHO_SECONDS
 
 
 class Stopped(SystemExit):
@@ -28,6 +28,10 @@ class Stopped(SystemExit):
     def __init__(self, number: int):
         super().__init__(128 + number)
         self.signal = signal.Signals(number).name
+
+
+class Interrupted(Stopped):
+    """A program that a signal ended outside of a run."""
 
 
 def stop_wished() -> bool:
@@ -56,6 +60,27 @@ def stop_on_signals() -> Iterator[None]:
         _wish = None
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def leave_on_signals() -> Iterator[None]:
+    """While this lasts, a signal ends the program where it stands, by [`Interrupted`]; a run inside notes it instead."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, _frame=None) -> None:
+    global _since
+    if time.monotonic() - _since > ECHO_SECONDS:
+        _since = time.monotonic()
+        raise Interrupted(number)
 
 
 def _note(number: int, _frame=None) -> None:

@@ -14,7 +14,14 @@ from sms_hf import MaskError, format_report
 from sms_hf.files import records
 from sms_hf.files.records import read_record
 from sms_hf.training.processes.failures import ends_the_run, is_disk_error, is_out_of_memory
-from sms_hf.training.processes.stopping import Stopped, leave_if_wished, stop_on_signals, stop_wished
+from sms_hf.training.processes.stopping import (
+    Interrupted,
+    Stopped,
+    leave_if_wished,
+    leave_on_signals,
+    stop_on_signals,
+    stop_wished,
+)
 from sms_hf.training.processes.store import ProcessError
 from sms_hf.training.run.bench import Bench
 
@@ -191,6 +198,26 @@ def test_a_second_wish_does_not_wait(monkeypatch):
     with pytest.raises(Stopped):
         run()
     assert reached == [1]
+
+
+def test_outside_of_a_run_a_signal_ends_the_program_where_it_stands(monkeypatch):
+    monkeypatch.setattr("sms_hf.training.processes.stopping._since", -10.0)
+    before, reached = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with leave_on_signals():
+            with stop_on_signals():
+                reached.append("a run")
+            try:
+                send(signal.SIGINT)
+            finally:
+                send(signal.SIGINT)  # The launcher passes it on: what is being tidied up is not broken off.
+                reached.append("tidied up")
+
+    with pytest.raises(Interrupted) as raised:
+        work()
+    assert (reached, raised.value.code) == (["a run", "tidied up"], 130)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_stop_costs_no_candidate(make_trainer, tmp_path, monkeypatch):
