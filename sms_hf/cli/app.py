@@ -123,5 +123,5 @@ def find_folder(name: str) -> Path:
         if not isinstance(error, (ValueError, OSError)) and not _is_from_the_network(error):
             raise
         raise ValueError(
-            f"Found no folder {name}, and no repository {name} on the Hub: {_first_line(error)}"
+            f"Found no folder {name}, and got no repository {name} from the Hub: {_first_line(error)}"
         ) from error
