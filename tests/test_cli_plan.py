@@ -1,11 +1,14 @@
 """`sms-hf plan`: what it prints, on a folder."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from conftest import tiny_t5
 
+from sms_hf import SparseSoupTrainingArguments
 from sms_hf.cli import main
+from sms_hf.training.cost.advice import advice_line
 
 
 @pytest.fixture
@@ -108,6 +111,23 @@ def test_errors_are_one_line(folder, capsys, arguments, says):
     assert error[-1].startswith("sms-hf: ")
     assert says in error[-1]
     assert not any("Traceback" in line for line in error)
+
+
+def test_no_warning_of_what_a_machine_without_gpu_does_not_have(folder, capsys):
+    """Of those who do not turn pin_memory off themselves; a warning would be an error here."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["plan", folder, "--use_cpu", "True", "--num_examples", "64", "--max_steps", "2"]) == 0
+    assert not capsys.readouterr().err
+
+
+def test_there_is_no_advice_for_a_run_that_is_done(tmp_path):
+    args = SparseSoupTrainingArguments(str(tmp_path), target_sparsity=0.8, num_candidates=3, use_cpu=True)
+    todo, done = (SimpleNamespace(candidates=(3,), trainings=trainings) for trainings in (3, 0))
+    assert advice_line(args, todo).startswith("advice: ")
+    assert advice_line(args, done) is None
 
 
 def test_help_names_the_options_of_training(capsys):

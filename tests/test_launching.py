@@ -73,6 +73,8 @@ def test_a_greedy_soup_of_folders(tmp_path):
         AutoModelForImageClassification.from_pretrained(f).state_dict() for f in (tmp_path / "soup", run_folder)
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    demo = run("greedy", "image_classification", *folders, "--demo", *rows, "--output_dir", tmp_path / "other")
+    assert (demo.returncode, "dense" in demo.stdout) == (0, False), "nobody needs the demo's dense model here"
     again = run("greedy", "image_classification", *folders, *options, "--output_dir", tmp_path / "soup")
     assert again.returncode == 1
     assert str(tmp_path / "soup") in again.stderr.splitlines()[-1]
@@ -98,7 +100,9 @@ def test_a_recipe_is_run_with_its_own_options():
         (["train", "wmt16_t"], r"Expected a task, one of .*, got 'wmt16_t'\. Did you mean 'wmt16_t5'\?"),
         (["train", "wmt16_t5", "--num_processes", "0"], "num_processes must be at least 1, got 0"),
         (["recipe", "causal", "x"], "Did you mean 'causal_lm'"),
-        (["average", "nowhere", "--output", "out"], "nowhere"),
+        (["average", "nowhere", "nobody", "--output", "out"], "nowhere"),
+        (["average", "one", "--output", "out"], "Expected two or more model folders, got one alone"),
+        (["inspect", "nowhere/"], "found no folder nowhere/"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(arguments, says, capsys, tmp_path, monkeypatch):

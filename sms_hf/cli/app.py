@@ -37,13 +37,18 @@ class _Commands(TyperGroup):
         except Exception as error:
             if not isinstance(error, (ValueError, OSError, ImportError)) and not _is_from_the_network(error):
                 raise
-            print(f"sms-hf: {error}", file=sys.stderr)
+            where = "the Hub: " if _is_from_the_network(error) else ""
+            print(f"sms-hf: {where}{error}", file=sys.stderr)
             raise typer.Exit(1) from None
 
 
 def _is_from_the_network(error: Exception) -> bool:
     errors = sys.modules.get("huggingface_hub.errors")
     return errors is not None and isinstance(error, errors.HTTPError)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 app = typer.Typer(
@@ -107,10 +112,16 @@ def find_folder(name: str) -> Path:
     """The folder of a model, downloaded where the name is not one here."""
     if Path(name).exists():
         return Path(name)
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise ValueError(f"Expected a model folder or a repository USER/NAME, found no folder {name}.")
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.md"])
-    )
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.md"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError)) and not _is_from_the_network(error):
+            raise
+        raise ValueError(
+            f"Found no folder {name}, and got no repository {name} from the Hub: {_first_line(error)}"
+        ) from error

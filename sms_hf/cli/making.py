@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -32,7 +33,8 @@ def train(
     """Train a soup: prune a model, retrain copies, average them, by the recipe of a task."""
     if task in ("-h", "--help"):
         print(context.get_help())
-        print(f"\nTASK is one of {', '.join(launching.tasks())}; sms-hf train TASK --help tells its options.")
+        more = f"TASK is one of {', '.join(launching.tasks())}; sms-hf train TASK --help tells its options."
+        print(f"\n{fill(more, 79)}")
         return
     raise typer.Exit(launching.run_script(launching.recipe(task), options or [], num_processes))
 
@@ -80,6 +82,7 @@ def recipe(
 @command("plan my-model --num_examples 29000 --processes 2", **PASSING_ON)
 def plan(options: Annotated[list[str] | None, _rest("MODEL [options]", "As for training.")] = None) -> None:
     """Tell what a run will cost before it starts: trainings, time, disk, memory."""
+    import torch
     from transformers import HfArgumentParser
 
     from ..compact import load
@@ -112,6 +115,7 @@ def plan(options: Annotated[list[str] | None, _rest("MODEL [options]", "As for t
         raise ValueError(error) from None
     if unknown:
         parser.error(f"Expected one model and training arguments, got also {' '.join(unknown)}")
+    training.dataloader_pin_memory &= torch.cuda.is_available()  # As the recipes do; torch would warn.
     folder = find_folder(own.model)
     weights = {path.name for path in folder.glob("*.safetensors*")}
     others = sum(path.stat().st_size for path in folder.iterdir() if path.is_file() and path.name not in weights)

@@ -21,7 +21,7 @@ InPlace = Annotated[
 
 @command("average run-1 run-2 run-3 --output soup")
 def average(
-    models: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="Model folders.")],
+    models: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="Two or more model folders.")],
     output: Annotated[Path, typer.Option(help="The folder to write.")],
     as_json: Json = False,
 ) -> None:
@@ -30,6 +30,8 @@ def average(
     from ..files.writing import check_unused
     from ..soup import uniform_soup
 
+    if len(models) < 2:
+        raise ValueError(f"Expected two or more model folders, got {models[0]} alone. See sms-hf average --help.")
     check_unused(output)
     target = uniform_soup(models, output)
     size = sum(path.stat().st_size for path in weight_files(target))

@@ -23,10 +23,14 @@ def demo_model(
     """
     Folder of the demo's dense model; where it is not there yet, the main process trains it with an ordinary Trainer.
 
+    For a soup of folders that are there (`soup_of`) it is the first of them.
+
     Args:
         make (`Callable`): Gives the task with the model to train, freshly initialised.
         optimizer (`Callable`, *optional*): Model -> optimizer. Default: that of `args`.
     """
+    if recipe.soup_of:
+        return recipe.soup_of[0]
     # Trainer.push_to_hub leaves out what begins with an underscore.
     folder = Path(recipe.dense_dir or Path(str(args.output_dir)) / "_dense")
     args.processes.on_main(f"demo/{folder}", lambda: _train_dense(folder, recipe, args, make, optimizer))

@@ -11,6 +11,7 @@ import datasets
 import torch
 import transformers
 
+from ..files.forms import has_dense
 from ..report.page import PAGE
 from ..training.arguments import SparseSoupTrainingArguments
 from ..training.processes.say import say
@@ -82,7 +83,7 @@ def _run(
     trainer.train(resume_from_checkpoint=recipe.resume)
     show_outcome(task, trainer, dense)
     if args.processes.is_main:
-        how = "sms_hf.load" if args.sparse_format == "compact" else f"{type(task.model).__name__}.from_pretrained"
+        how = f"{type(task.model).__name__}.from_pretrained" if has_dense(Path(str(args.output_dir))) else "sms_hf.load"
         print(f'The model: {how}("{args.output_dir}")')
         if (page := Path(str(args.output_dir)) / PAGE).is_file():
             print(f"The page of the run: {page}")

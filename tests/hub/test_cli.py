@@ -159,3 +159,15 @@ def test_language_and_licence_reach_the_card(hub, folder, tmp_path):
     assert done.returncode == 0, done.stderr
     card = ModelCard(hub.files("tester/soup")["README.md"].decode())
     assert (card.data.language, card.data.license) == (["en", "de"], "mit")
+
+
+def test_a_name_that_is_no_folder_and_not_on_the_hub(tmp_path, monkeypatch, capsys):
+    def fail(name, **kwargs):
+        raise OSError("no network\nand a long story")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    assert main(["inspect", "soup"]) == 1
+    assert (
+        capsys.readouterr().err == "sms-hf: Found no folder soup, and got no repository soup from the Hub: no network\n"
+    )

@@ -16,6 +16,7 @@ import torch
 import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM
 
+import sms_hf
 from sms_hf import tasks
 from sms_hf.demo import demo_classifier, demo_word_tokenizer
 
@@ -198,9 +199,13 @@ def test_the_demo_ends_with_a_table_and_a_model(tmp_path):
     assert "new are" not in result.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert {"accuracy", "worst_class_accuracy"} <= set(report["phases"][1]["soup"]["metrics"])
+    assert f'The model: BertForSequenceClassification.from_pretrained("{tmp_path}")' in result.stdout
     model, tokenizer = (
         AutoModelForSequenceClassification.from_pretrained(tmp_path),
         AutoTokenizer.from_pretrained(tmp_path),
     )
     label = int(model(**tokenizer("The dogs sleeps.", return_tensors="pt")).logits.argmax())
     assert model.config.id2label[label] in ("correct", "wrong")
+    sms_hf.pack(tmp_path, keep_dense=False)
+    again = run("--demo", *few, "--num_candidates", "2", "--output_dir", str(tmp_path), "--resume")
+    assert f'The model: sms_hf.load("{tmp_path}")' in again.stdout, again.stderr[-3000:]

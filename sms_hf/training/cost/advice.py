@@ -29,10 +29,10 @@ with as many epochs or fewer).
 
 
 def advice_line(args: SparseSoupArguments, cost: Forecast) -> str | None:
-    """The row that is recommended, and what the chosen one was behind it; `None` where its epochs are many, or not known."""
+    """The row that is recommended, and what the chosen one was behind it; `None` where its epochs are many, or done."""
     is_soup = METHODS[args.pruning_method].averages and not args.pruning_method.endswith("-mx")
     copies = max(cost.candidates)
-    if not is_soup or copies < 2 or args.max_steps > 0 or args.num_train_epochs > FEW_EPOCHS:
+    if not is_soup or copies < 2 or not cost.trainings or args.max_steps > 0 or args.num_train_epochs > FEW_EPOCHS:
         return None
     line = (
         f"advice: up to {FEW_EPOCHS} epochs a phase, one training of all these epochs was ahead of soups "
