@@ -25,7 +25,8 @@ def describe_machine(*packages: str, threads: int | None = None) -> str:
     from importlib.metadata import version
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = [f"{name} {version(name)}" for name in ("torch", *packages)]
+    # torch itself names its build (2.13.0+cu130), which the metadata of some wheels leave out.
+    versions = [f"torch {torch.__version__}", *(f"{name} {version(name)}" for name in packages)]
     threads = threads or torch.get_num_threads()
     return f"machine: {cores} cores, {threads} threads, Python {platform.python_version()}, {', '.join(versions)}"
 

@@ -46,7 +46,10 @@ def find_corpus() -> Path | None:
 
 def missing_modules() -> list[str]:
     """Modules that are not there, and packages that are older than this project takes."""
-    import tomllib
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10, where pytest brings it.
+        import tomli as tomllib
     from packaging.requirements import Requirement
 
     missing = [name for name in MODULES if not _is_there(name)]
