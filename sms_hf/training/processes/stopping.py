@@ -6,6 +6,7 @@ a handler raised wherever the program happens to be may be lost in C++ code, or 
 """
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -87,6 +88,7 @@ def _note(number: int, _frame=None) -> None:
     global _wish, _since
     if _wish is None:
         _wish, _since = number, time.monotonic()
-        say(f"{signal.Signals(number).name}: ending after this step", logging.WARNING)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # All processes of a machine hear it: one of them says so.
+            say(f"{signal.Signals(number).name}: ending after this step", logging.WARNING)
     elif time.monotonic() - _since > ECHO_SECONDS:
         raise Stopped(number)
