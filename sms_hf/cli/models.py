@@ -11,12 +11,10 @@ from .app import Json, Model, command, find_folder, quiet, show
 
 
 def _to(default: str) -> Any:
-    return typer.Option(help=f"The folder to write. Default: {default}.", show_default=False)
+    return typer.Option(help=f"The folder to write. Default: {default}.")
 
 
-InPlace = Annotated[
-    Path | None, typer.Option(help="A new folder for the result. Default: in place.", show_default=False)
-]
+InPlace = Annotated[Path | None, typer.Option(help="A new folder for the result. Default: in place.")]
 
 
 @command("average run-1 run-2 run-3 --output soup")
@@ -99,7 +97,6 @@ def report(
         Path | None,
         typer.Option(
             help="The file to write. Default: report.html in RUN, comparison.html here for several.",
-            show_default=False,
         ),
     ] = None,
     watching: Annotated[
@@ -136,11 +133,11 @@ def export(
     model: Model,
     output: Annotated[Path | None, _to("MODEL-ctranslate2")] = None,
     quantization: Annotated[
-        str | None, typer.Option(help="Of the weights: int8, float16, ... Default: as they are.", show_default=False)
+        str | None, typer.Option(help="Of the weights: int8, float16, ... Default: as they are.")
     ] = None,
     sentences: Annotated[
         Path | None,
-        typer.Option(help="A file with a text a line, to compare outputs and time on.", show_default=False),
+        typer.Option(help="A file with a text a line, to compare outputs and time on."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -203,11 +200,9 @@ def push(
         str, typer.Argument(metavar="REPO_ID", help="USER/NAME on the Hub; made where it does not exist.")
     ],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch. Default: main.", show_default=False)] = None,
-    language: Annotated[
-        str | None, typer.Option(help="For the card, such as de, or en,de.", show_default=False)
-    ] = None,
-    license: Annotated[str | None, typer.Option(help="For the card, such as apache-2.0.", show_default=False)] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch. Default: main.")] = None,
+    language: Annotated[str | None, typer.Option(help="For the card, such as de, or en,de.")] = None,
+    license: Annotated[str | None, typer.Option(help="For the card, such as apache-2.0.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show bytes and names of what would go, and send nothing.")
     ] = False,

@@ -4,7 +4,6 @@ import os
 import re
 
 import pytest
-from nbclient import NotebookClient
 
 from .keep import FOLDER, NAMES, code_cells, digest, read, run
 
@@ -101,14 +100,12 @@ def test_runs_from_a_clean_copy_and_says_what_it_kept(name, tmp_path):
     CHECKS[name](printed(notebook))
 
 
-def test_quickstart_runs_on_fewer_sentences(tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_quickstart_runs_on_fewer_sentences(tmp_path):
     notebook = read("quickstart")
     for cell in code_cells(notebook):
         cell.source = cell.source.replace("num_train=14000, num_validation=200, num_test=400", SMALL)
     assert any(SMALL in cell.source for cell in notebook.cells)
-    resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=280, kernel_name="python3", resources=resources).execute()
+    run(notebook, tmp_path)
     assert figures(notebook) == FIGURES["quickstart"]
     assert "sparsity of the prunable weights: 60.00%" in printed(notebook)
 

@@ -6,12 +6,12 @@ a handler raised wherever the program happens to be may be lost in C++ code, or 
 """
 
 import logging
-import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from .say import say
 
@@ -47,34 +47,30 @@ def leave_if_wished(wished: bool = False) -> None:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """While this lasts, signals are noted; a second one does not wait. Only a program's main thread can ask for them."""
+def handling_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """While this lasts, a handler gets what asks the program to stop. Only a program's main thread can ask for that."""
     global _wish
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _wish = None
-    before = {number: signal.signal(number, _note) for number in SIGNALS}
+    _wish = None  # Of whoever noted signals before.
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
         _wish = None
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, theirs in before.items():
+            signal.signal(number, theirs)
 
 
-@contextmanager
-def leave_on_signals() -> Iterator[None]:
+def stop_on_signals() -> AbstractContextManager[None]:
+    """While this lasts, signals are noted; a second one does not wait."""
+    return handling_signals(_note)
+
+
+def leave_on_signals() -> AbstractContextManager[None]:
     """While this lasts, a signal ends the program where it stands, by [`Interrupted`]; a run inside notes it instead."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, _interrupt) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return handling_signals(_interrupt)
 
 
 def _interrupt(number: int, _frame=None) -> None:
@@ -88,7 +84,6 @@ def _note(number: int, _frame=None) -> None:
     global _wish, _since
     if _wish is None:
         _wish, _since = number, time.monotonic()
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # All processes of a machine hear it: one of them says so.
-            say(f"{signal.Signals(number).name}: ending after this step", logging.WARNING)
+        say(f"{signal.Signals(number).name}: ending after this step", logging.WARNING)
     elif time.monotonic() - _since > ECHO_SECONDS:
         raise Stopped(number)
