@@ -8,6 +8,7 @@ written and scored by the leader of a group as if it had trained them itself.
 """
 
 import atexit
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -143,8 +144,15 @@ def training_group(group: Group, name: str, cpu: bool, timeout: timedelta = time
 # Python's lock, and wait for threads of gloo that may want the lock to free the tensors of the last operation: a deadlock,
 # seen with torch 2.13 within a hundred groups.
 _ended: list[Any] = []
-# And freed before the interpreter is taken down: a thread that wants the lock after that ends the process with SIGABRT.
-atexit.register(_ended.clear)
+
+
+@atexit.register
+def _end_threads() -> None:
+    """Free it before the interpreter is taken down: a thread that wants the lock after that ends the process with SIGABRT."""
+    gc.collect()  # Trainers, whose DDP holds it as well.
+    _ended.clear()
+
+
 _STATES: tuple[Any, ...] = (PartialState, AcceleratorState, GradientState)
 
 

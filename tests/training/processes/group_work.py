@@ -1,7 +1,9 @@
 """What the processes of test_groups.py do: `torchrun group_work.py <what> <folder>`; every process writes `<rank>.json`."""
 
+import atexit
 import json
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -254,6 +256,10 @@ def main(what, folder):
     for name, notes in globals()[what](group, folder):
         with (folder / f"{processes.rank}.jsonl").open("a") as file:
             file.write(json.dumps([name, notes]) + "\n")
+    time.sleep(0.5)  # As in a run, no process ends right after an operation that others took part in.
+    atexit._run_exitfuncs()  # What Python does next, to see which threads are left then.
+    threads = [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
+    (folder / f"{processes.rank}.threads").write_text("\n".join(sorted(threads)))
 
 
 if __name__ == "__main__":

@@ -73,6 +73,16 @@ def names(kind):
     return ["halves", "best", "causal", "taught", "gmp", "dpf"] if kind == "ddp" else ["halves", "best"]
 
 
+def test_no_thread_of_a_group_outlives_python(ran):
+    """One that frees a tensor after that ends its process with SIGABRT (pytorch/pytorch#38228)."""
+    what, folder, _ = ran
+    if what == "fsdp":
+        pytest.skip("DTensor's caches hold the group until the end")
+    threads = [path.read_text() for path in folder.glob("?.threads")]
+    assert len(threads) == 2
+    assert not any("gloo" in names for names in threads)
+
+
 def test_a_group_trains_as_one_process_does_with_the_batches_of_all(ran, alone):
     kind, folder, both = ran
     for name in names(kind):
