@@ -36,7 +36,7 @@ def load(
         name_or_path (`str`): A folder, or the name of a repository of the Hub.
         prefer (`str`, *optional*, defaults to `"compact"`): `"compact"` or `"dense"`.
         model_class (`type`, *optional*): For example `T5EncoderModel`. Default: the class that `config.json` names.
-        fast (`bool`, *optional*, defaults to `False`): In evaluation mode and with [`speed_up`]: for inference on the CPU.
+        fast (`bool`, *optional*, defaults to `False`): In evaluation mode and with [`speed_up`]: for inference.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether code of the repository may run.
         kwargs: Those of `from_pretrained`: `dtype`, `device_map`, `revision`, `token`, ...
 
@@ -47,7 +47,7 @@ def load(
         CompactError: If the compact file is damaged or does not fit the model.
         CheckpointError: If the file does not hold every weight of the model.
         OSError: If there is no such folder or repository, as `from_pretrained` says it.
-        ValueError: For a `fast` model that is not on the CPU.
+        ValueError: For a `fast` model that [`speed_up`] does not take.
     """
     check_choice("prefer", prefer, _FILES)
     hub = {key: kwargs[key] for key in _OF_THE_HUB if key in kwargs}

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .kernel import load_kernel
-from .paths import Fast
+from .paths import PATHS, Fast, is_two_of_four
 
 M = TypeVar("M", bound=nn.Module)
 SMALLEST = 1 << 15
 """Weights of a layer below which choosing costs more than there is to gain."""
+DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float16, torch.bfloat16)}
+"""Device -> dtypes in which there is a way that can be faster."""
 
 
 class FastLinear(nn.Linear):
@@ -39,43 +41,57 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FastLinear, Conv1D: F
 
 def speed_up(model: M, int8_head: bool = False) -> M:
     """
-    Make the linear layers of a model faster on the CPU, in place, where that is possible: for inference.
+    Make the linear layers of a model faster, in place, where that is possible: for inference.
 
-    Each layer multiplies in the way that is fastest for its shape, its zeros and the number of rows: as before; with weights
-    that oneDNN has put in order; or with its kept weights alone, by a kernel that is compiled on first use (with a C
-    compiler, as `torch.compile` needs one; without, by torch's CSR). All are exact up to the rounding of sums. What is
-    fastest is measured when a number of rows is first seen, in turn with the dense layer, which stays unless another way is
-    faster by 5 %. Measurements and kernels are kept in `~/.cache/sms_hf`; packed weights lie in memory beside the ordinary
-    ones.
+    On the CPU each layer multiplies in the way that is fastest for its shape, its zeros and the number of rows: as before;
+    with weights that oneDNN has put in order; or with its kept weights alone, by a kernel that is compiled on first use (with
+    a C compiler, as `torch.compile` needs one; without, by torch's CSR). On a GPU only layers that keep two of every four
+    weights (`pruning_pattern="2:4"`) can be faster, by torch's semi-structured tensors. All are exact up to the rounding of
+    sums. What is fastest is measured when a number of rows is first seen, in turn with the dense layer, which stays unless
+    another way is faster by 5 %. Measurements and kernels are kept in `~/.cache/sms_hf`; packed weights lie in memory beside
+    the ordinary ones.
 
     The model stays what it is: `generate`, `save_pretrained`, `deepcopy` and threads work as before, and changed weights are
     noticed (in place or by assignment; not through `weight.data`); after another pruning, call it again. Gradients are refused
     while this lasts: [`slow_down`].
 
     Args:
-        model (`nn.Module`): On the CPU, in float32 or bfloat16; layers in other dtypes stay as they are.
+        model (`nn.Module`): On the CPU in float32 or bfloat16, or on a GPU in float16 or bfloat16; layers in other dtypes
+            stay as they are.
         int8_head (`bool`, *optional*, defaults to `False`): Let the map to the vocabulary, which pruning leaves dense, use
             weights of 8 bits where that is faster (few rows: greedy decoding). Not exact: its outputs change by about 1 %,
-            and a token now and then with them. The model's own weights stay as they are. Needs a C compiler.
+            and a token now and then with them. The model's own weights stay as they are. On the CPU; needs a C compiler.
 
     Returns:
         `nn.Module`: The same model.
 
     Raises:
-        ValueError: For a model that is on another device or quantized, or `int8_head` without a head. It is unchanged then.
+        ValueError: For a model that is on another device, on several or quantized, one on a GPU without a layer of 2:4, or
+            `int8_head` without a head. It is unchanged then.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"speed_up needs a model, got {type(model).__name__}. Pass what from_pretrained gives.")
     if getattr(model, "is_quantized", False):
         raise ValueError("speed_up needs a model that is not quantized: quantized layers have kernels of their own.")
-    elsewhere = sorted({p.device.type for p in model.parameters()} - {"cpu"})
-    if elsewhere:
-        raise ValueError(f"speed_up is for the CPU, got a model on {', '.join(elsewhere)}. Call model.cpu() first.")
+    devices = sorted({p.device.type for p in model.parameters()})
+    if len(devices) > 1 or not set(devices) <= set(PATHS):
+        raise ValueError(
+            f"speed_up is for a CPU or a GPU, got a model on {', '.join(devices)}. Call model.cpu() first."
+        )
+    on_gpu = devices == ["cuda"]
+    if on_gpu and int8_head:
+        raise ValueError("int8_head is for the CPU, got a model on a GPU. Leave it out, or call model.cpu() first.")
     head = _head(model) if int8_head else None
-    for module in model.modules():
-        if type(module) in FAST.values() or (type(module) in FAST and _is_worth_it(module)):
-            setattr(module, "fast", Fast(inexact=module is head))  # noqa: B010
-            module.__class__ = FAST.get(type(module), type(module))
+    layers = [module for module in model.modules() if type(module) in FAST and _is_worth_it(module)]
+    again = [module for module in model.modules() if type(module) in FAST.values()]
+    if on_gpu and not layers + again:
+        raise ValueError(
+            'On a GPU speed_up is for layers that keep two of every four weights (pruning_pattern="2:4"), in float16 or '
+            "bfloat16; this model has none. What is faster there: fewer layers or neurons (drop_layers, shrink)."
+        )
+    for module in layers + again:
+        setattr(module, "fast", Fast(inexact=module is head))  # noqa: B010
+        module.__class__ = FAST.get(type(module), type(module))
     return model
 
 
@@ -118,4 +134,6 @@ def _head(model: nn.Module) -> nn.Module:
 
 def _is_worth_it(module: nn.Module) -> bool:
     weight = module.weight
-    return isinstance(weight, Tensor) and weight.numel() >= SMALLEST and weight.dtype in (torch.float32, torch.bfloat16)
+    if not isinstance(weight, Tensor) or weight.numel() < SMALLEST or weight.dtype not in DTYPES[weight.device.type]:
+        return False
+    return weight.device.type == "cpu" or is_two_of_four(weight.t() if isinstance(module, Conv1D) else weight)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.sparse import to_sparse_semi_structured
 
 from .kernel import MOST_COLUMNS, ByteMatrix, SparseMatrix, cache_folder, cached_file, load_kernel, processor
 
@@ -71,6 +72,21 @@ def _int8(weight: Tensor) -> Multiply | None:
     return None if load_kernel() is None else _in_float32(ByteMatrix(weight.float()).multiply, weight.dtype)
 
 
+def _semi_structured(weight: Tensor) -> Multiply | None:
+    """Two of every four weights are zero, and the GPU's own units skip them (Mishra et al. 2021)."""
+    if not is_two_of_four(weight):
+        return None
+    try:
+        with (
+            warnings.catch_warnings()
+        ):  # That it is a prototype is not the user's affair: it is measured before it is used.
+            warnings.simplefilter("ignore", UserWarning)
+            packed = to_sparse_semi_structured(weight)
+    except (RuntimeError, ValueError):  # A GPU without such units, or a shape that they do not take.
+        return None
+    return lambda x, bias: nn.functional.linear(x, packed, bias)
+
+
 def _in_float32(multiply: Multiply, dtype: torch.dtype) -> Multiply:
     """The same for what comes in another dtype."""
     if dtype == torch.float32:
@@ -78,14 +94,23 @@ def _in_float32(multiply: Multiply, dtype: torch.dtype) -> Multiply:
     return lambda x, bias: multiply(x.float(), None if bias is None else bias.float()).to(dtype)
 
 
-PATHS: dict[str, Callable[[Tensor], Multiply | None]] = {"oneDNN": _onednn, "kernel": _kernel, "CSR": _csr}
-"""Name -> weight of `(outputs, columns)` -> how to multiply with it; `None` where it does not go."""
-INEXACT = {"int8": _int8}
+PATHS: dict[str, dict[str, Callable[[Tensor], Multiply | None]]] = {
+    "cpu": {"oneDNN": _onednn, "kernel": _kernel, "CSR": _csr},
+    "cuda": {"2:4": _semi_structured},
+}
+"""Device -> name -> weight of `(outputs, columns)` -> how to multiply with it; `None` where it does not go."""
+INEXACT: dict[str, dict[str, Callable[[Tensor], Multiply | None]]] = {"cpu": {"int8": _int8}}
 """The same for ways that round the weights: only where they are asked for."""
+NAMES = {DENSE} | {name for ways in (*PATHS.values(), *INEXACT.values()) for name in ways}
 
 
 def _is_sparse(weight: Tensor) -> bool:
     return sparsity_of(weight) >= SPARSE_ENOUGH
+
+
+def is_two_of_four(weight: Tensor) -> bool:
+    """Whether of every four weights of a row at most two are kept."""
+    return weight.shape[1] % 4 == 0 and int((weight.reshape(-1, 4) != 0).sum(1).max()) <= 2
 
 
 def sparsity_of(weight: Tensor) -> float:
@@ -106,7 +131,7 @@ class Fast:
     """
 
     def __init__(self, inexact: bool = False):
-        self.ways = PATHS | (INEXACT if inexact else {})
+        self.inexact = inexact
         self.seen: tuple[int, int] | None = None
         self._forget()
 
@@ -117,7 +142,7 @@ class Fast:
         self.sparsity = 0.0
 
     def __deepcopy__(self, memo: object) -> "Fast":
-        return Fast(self.ways != PATHS)
+        return Fast(self.inexact)
 
     def __reduce__(self):
         raise TypeError(
@@ -157,23 +182,24 @@ class Fast:
         return None if name == DENSE else self.paths[name]
 
     def _choose(self, size: int, rows: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        known = Measurements.load()
-        key = f"{tuple(weight.shape)} {weight.dtype} {size} {self.sparsity:.2f}" + (
-            " int8" if self.ways != PATHS else ""
-        )
+        known, device = Measurements.load(), weight.device
+        ways = PATHS[device.type] | (INEXACT.get(device.type, {}) if self.inexact else {})
+        key = f"{tuple(weight.shape)} {weight.dtype} {size} {self.sparsity:.2f}" + (" int8" if self.inexact else "")
+        if device.type == "cuda":
+            key += f" {torch.cuda.get_device_name(device)}"
         name, ratio = known.get(key, (None, 1.0))
         if name is None:
-            paths = {label: path for label in self.ways if (path := self._make(label, weight)) is not None}
+            paths = {label: path for label, make in ways.items() if (path := self._make(label, make, weight))}
             name, ratio = measure(paths, rows, weight, bias)
             known.add(key, name, ratio)
-        elif name != DENSE and self._make(name, weight) is None:
+        elif name != DENSE and (name not in ways or self._make(name, ways[name], weight) is None):
             name, ratio = DENSE, 1.0
         self.choices[size], self.ratios[size] = name, ratio
         self.paths = {label: path for label, path in self.paths.items() if label in self.choices.values()}
 
-    def _make(self, name: str, weight: Tensor) -> Multiply | None:
+    def _make(self, name: str, make: Callable[[Tensor], Multiply | None], weight: Tensor) -> Multiply | None:
         if name not in self.paths:
-            path = self.ways[name](weight)
+            path = make(weight)
             if path is None:
                 return None
             self.paths[name] = path
@@ -181,10 +207,11 @@ class Fast:
 
 
 def _is_plain(x: Tensor, weight: Tensor) -> bool:
-    """Whether this is a product of two matrices on the CPU that nobody records: into the kernel none can see."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    """Whether this is a product of two matrices on one device that nobody records: into the kernel none can see."""
+    device = weight.device
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or device.type not in PATHS:
         return False
-    return x.dtype == weight.dtype and x.device.type == "cpu" and weight.device.type == "cpu"
+    return x.dtype == weight.dtype and x.device == device and not torch.is_autocast_enabled(device.type)
 
 
 def measure(paths: dict[str, Multiply], rows: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[str, float]:
@@ -192,10 +219,13 @@ def measure(paths: dict[str, Multiply], rows: Tensor, weight: Tensor, bias: Tens
     peers: dict[str, Callable[[], Tensor]] = {DENSE: lambda: nn.functional.linear(rows, weight, bias)}
     peers |= {name: (lambda path=path: path(rows, bias)) for name, path in paths.items()}
     times: dict[str, list[float]] = {name: [] for name in peers}
+    wait = torch.cuda.synchronize if rows.is_cuda else lambda: None
     for turn in range(8):
         for name, call in peers.items():
+            wait()
             start = time.perf_counter()
             call()
+            wait()
             if turn:  # The first is a warm-up.
                 times[name].append(time.perf_counter() - start)
     least = {name: min(values) for name, values in times.items()}  # Other work on the machine only ever adds.
@@ -214,9 +244,7 @@ class Measurements:
         self.known: dict[str, tuple[str, float]] = {}
         with suppress(OSError, ValueError):
             found = json.loads(path.read_text(encoding="utf-8"))
-            self.known = {
-                k: (str(name), float(ratio)) for k, (name, ratio) in found.items() if name in (DENSE, *PATHS, *INEXACT)
-            }
+            self.known = {k: (str(name), float(ratio)) for k, (name, ratio) in found.items() if name in NAMES}
 
     @classmethod
     def load(cls) -> "Measurements":

@@ -11,6 +11,8 @@ import torch
 from conftest import CHECKPOINTING, reversal, tiny_t5
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     T5ForConditionalGeneration,
@@ -18,7 +20,8 @@ from transformers import (
     default_data_collator,
 )
 
-from sms_hf import Masks, find_prunable, load, pack, prune
+from sms_hf import Masks, find_prunable, load, pack, prune, speed_up
+from sms_hf.speed import paths, speed_table
 
 pytestmark = pytest.mark.gpu
 
@@ -158,6 +161,29 @@ def test_a_compact_file_is_loaded_straight_to_the_device(tmp_path):
         assert torch.equal(loaded.state_dict()[name].cpu(), tensor)
     plain = T5ForConditionalGeneration.from_pretrained(tmp_path, variant="sparse", device_map=DEVICE)
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), loaded.parameters(), strict=True))
+
+
+@needs_gpu
+def test_the_units_for_two_of_four_give_the_same_outputs(monkeypatch, tmp_path):
+    """Of layers that are 2:4; where that is measured not to be faster, the dense layer gives them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = BertConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4)
+    model = BertForSequenceClassification(config).eval().to("cuda", torch.bfloat16)
+    with pytest.raises(ValueError, match="two of every four"):
+        speed_up(model)
+    prune(model, 0.5, pattern="2:4", scope="uniform")
+    tokens = torch.arange(3, 131, device="cuda")[None]
+    with torch.inference_mode():
+        expected = model(input_ids=tokens).logits
+        torch.testing.assert_close(speed_up(model)(input_ids=tokens).logits, expected, rtol=0.05, atol=0.05)
+        monkeypatch.setattr(paths, "measure", lambda ways, *_: ("2:4", 2.0) if ways else (paths.DENSE, 1.0))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+        torch.testing.assert_close(speed_up(model)(input_ids=tokens).logits, expected, rtol=0.05, atol=0.05)
+    taken = [way for module in model.modules() if hasattr(module, "fast") for way in module.fast.choices.values()]
+    assert taken == ["2:4"] * 12
+    with pytest.raises(ValueError, match="int8_head is for the CPU"):
+        speed_up(model, int8_head=True)
+    assert "2:4" in speed_table(model)
 
 
 class Memory(TrainerCallback):

@@ -264,6 +264,38 @@ def test_changed_weights_are_noticed(way, always):
         )
 
 
+# ---- Two of four -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[1, 2, 0, 0, 0, 3, 4, 0], [0, 0, 0, 0, 5, 0, 0, 6]], True),
+        ([[1, 2, 0, 0], [3, 4, 5, 0]], False),
+        ([[0, 0, 1, 2, 3, 4, 0, 0]], True),
+        ([[1, 2, 3], [0, 0, 0]], False),
+    ],
+)
+def test_two_of_four(rows, expected):
+    assert paths.is_two_of_four(torch.tensor(rows)) is expected
+    assert paths.is_two_of_four(torch.tensor(rows).t().contiguous().t()) is expected
+
+
+def test_only_weights_of_two_of_four_are_packed_for_the_units_of_a_gpu(monkeypatch):
+    packed = []
+    monkeypatch.setattr(paths, "to_sparse_semi_structured", lambda weight: packed.append(weight) or weight)
+    weight, rows, bias = torch.eye(4), torch.ones(2, 4), torch.arange(4.0)
+    assert paths._semi_structured(weight)(rows, bias).tolist() == [[1, 2, 3, 4]] * 2
+    assert paths._semi_structured(torch.ones(4, 4)) is None
+    assert packed == [weight]
+
+    def refuse(weight):
+        raise RuntimeError("Device capability is not supported")
+
+    monkeypatch.setattr(paths, "to_sparse_semi_structured", refuse)
+    assert paths._semi_structured(weight) is None
+
+
 # ---- The choice --------------------------------------------------------------------------------------------------------
 
 
@@ -383,8 +415,10 @@ def test_other_layers_and_other_precisions_stay(always, monkeypatch):
 def test_what_cannot_be_sped_up():
     with pytest.raises(ValueError, match="speed_up needs a model, got str"):
         speed_up("soup")
-    with pytest.raises(ValueError, match=r"is for the CPU, got a model on meta. Call model.cpu\(\) first"):
+    with pytest.raises(ValueError, match=r"is for a CPU or a GPU, got a model on meta. Call model.cpu\(\) first"):
         speed_up(nn.Linear(8, 8, device="meta"))
+    with pytest.raises(ValueError, match="is for a CPU or a GPU, got a model on cpu, meta"):
+        speed_up(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8, device="meta")))
     quantized = build("bert")
     quantized.is_quantized = True
     with pytest.raises(ValueError, match="needs a model that is not quantized"):
@@ -396,4 +430,4 @@ def test_a_real_measurement():
     model = build("t5")
     expected = generated(model)
     assert torch.equal(generated(speed_up(model)), expected)
-    assert ways_of(model) <= {paths.DENSE, *paths.PATHS}
+    assert ways_of(model) <= {paths.DENSE, *paths.PATHS["cpu"]}
