@@ -13,18 +13,53 @@
 #else
 #define WIDE 4
 #endif
-#define OUTPUTS 16
 
 typedef float vector __attribute__((vector_size(4 * WIDE), aligned(4)));
+typedef int32_t places __attribute__((vector_size(4 * WIDE)));
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (places){__VA_ARGS__})
+#endif
+#if WIDE == 16
+#define FIRST_HALVES(a, b) SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define LAST_HALVES(a, b) SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif WIDE == 8
+#define FIRST_HALVES(a, b) SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define LAST_HALVES(a, b) SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#else
+#define FIRST_HALVES(a, b) SHUFFLE(a, b, 0, 4, 1, 5)
+#define LAST_HALVES(a, b) SHUFFLE(a, b, 2, 6, 3, 7)
+#endif
+
+/* In place: each turn rotates the bits of an element's place (row, column) by one, and after as many as a row number has they are swapped. */
+static inline __attribute__((always_inline)) void transpose(vector *square) {
+    for (int turn = 1; turn < WIDE; turn *= 2) {
+        vector next[WIDE];
+        for (int i = 0; i < WIDE / 2; i++) {
+            next[2 * i] = FIRST_HALVES(square[i], square[i + WIDE / 2]);
+            next[2 * i + 1] = LAST_HALVES(square[i], square[i + WIDE / 2]);
+        }
+        memcpy(square, next, sizeof(next));
+    }
+}
 
 /* A tile of `lanes` rows, transposed: tile[column][row]; rows beyond the last are zero. */
 static void load_tile(const float *x, float *tile, long rows, long columns, long lanes) {
-    for (long c = 0; c < columns; c += 16) {
-        const long end = c + 16 < columns ? c + 16 : columns;
-        for (long r = 0; r < rows; r++)
-            for (long i = c; i < end; i++) tile[i * lanes + r] = x[r * columns + i];
-        for (long r = rows; r < lanes; r++)
-            for (long i = c; i < end; i++) tile[i * lanes + r] = 0.0f;
+    for (long from = 0; from < lanes; from += WIDE) {
+        const long count = rows - from < WIDE ? rows - from : WIDE;
+        for (long c = 0; c < columns; c += WIDE) {
+            const long size = columns - c < WIDE ? columns - c : WIDE;
+            vector square[WIDE] = {{0}};
+            if (size == WIDE)
+                for (long r = 0; r < count; r++) memcpy(&square[r], x + (from + r) * columns + c, sizeof(vector));
+            else
+                for (long r = 0; r < count; r++)
+                    for (long i = 0; i < size; i++) square[r][i] = x[(from + r) * columns + c + i];
+            transpose(square);
+            for (long i = 0; i < size; i++) memcpy(tile + (c + i) * lanes + from, &square[i], sizeof(vector));
+        }
     }
 }
 
@@ -33,9 +68,9 @@ static inline __attribute__((always_inline)) void multiply_tile(const int vector
                                                                 const int32_t *start, const uint16_t *column, const float *value,
                                                                 long rows, long outputs, long from, long to) {
     const long lanes = vectors * WIDE;
-    float block[OUTPUTS][2 * WIDE];
-    for (long o = from; o < to; o += OUTPUTS) {
-        const long count = o + OUTPUTS < to ? OUTPUTS : to - o;
+    for (long o = from; o < to; o += WIDE) {
+        const long count = to - o < WIDE ? to - o : WIDE;
+        vector sums[2][WIDE] = {{{0}}};
         for (long j = 0; j < count; j++) {
             vector even[2] = {{0}, {0}}, odd[2] = {{0}, {0}};
             long k = start[o + j];
@@ -51,13 +86,17 @@ static inline __attribute__((always_inline)) void multiply_tile(const int vector
                 const vector *p = (const vector *)(tile + column[k] * lanes);
                 for (int v = 0; v < vectors; v++) even[v] += value[k] * p[v];
             }
-            for (int v = 0; v < vectors; v++) {
-                even[v] += odd[v];
-                memcpy(block[j] + v * WIDE, &even[v], sizeof(vector));
-            }
+            for (int v = 0; v < vectors; v++) sums[v][j] = even[v] + odd[v] + (bias ? bias[o + j] : 0.0f);
         }
-        for (long r = 0; r < rows; r++)
-            for (long j = 0; j < count; j++) y[r * outputs + o + j] = block[j][r] + (bias ? bias[o + j] : 0.0f);
+        for (int v = 0; v < vectors; v++) {
+            transpose(sums[v]);
+            const long last = rows < (v + 1) * WIDE ? rows : (v + 1) * WIDE;
+            if (count == WIDE)
+                for (long r = v * WIDE; r < last; r++) memcpy(y + r * outputs + o, &sums[v][r - v * WIDE], sizeof(vector));
+            else
+                for (long r = v * WIDE; r < last; r++)
+                    for (long j = 0; j < count; j++) y[r * outputs + o + j] = sums[v][r - v * WIDE][j];
+        }
     }
 }
 
