@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .. import launching
+from ..choices import nearest
 from .app import Json, Task, command, find_folder, quiet, show
 
 # A script parses these options, some 150 of them, --help too.
@@ -114,7 +115,11 @@ def plan(options: Annotated[list[str] | None, _rest("MODEL [options]", "As for t
     except ImportError as error:  # An optional package that an option needs.
         raise ValueError(error) from None
     if unknown:
-        parser.error(f"Expected one model and training arguments, got also {' '.join(unknown)}")
+        given = next((text.split("=")[0] for text in unknown if text.startswith("--")), "")
+        meant = nearest(given, parser._option_string_actions)
+        raise ValueError(
+            f"Expected one model and training arguments, got also {' '.join(unknown)}.{meant} See sms-hf plan --help."
+        )
     training.dataloader_pin_memory &= torch.cuda.is_available()  # As the recipes do; torch would warn.
     folder = find_folder(own.model)
     weights = {path.name for path in folder.glob("*.safetensors*")}

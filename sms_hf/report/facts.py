@@ -7,8 +7,7 @@ from typing import Any
 
 from ..files.folder import MASKS
 from .comparison import describe_comparison
-from .phases import sparsity_of
-from .table import decimals, describe, phase_rows
+from .table import decimals, describe, phase_rows, sparsity_of
 from .text import format_bytes, format_seconds
 
 SHOWN = (

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .figure import new_figure
+from .table import sparsity_of
 
 
 class Colours(NamedTuple):
@@ -59,8 +60,3 @@ def draw_scores(axes: Any, report: Mapping[str, Any], colours: Colours) -> None:
     axes.set_xticks(list(places), [f"phase {p['number']}\n{100 * sparsity_of(p):.1f} %" for p in phases])
     axes.set_xlim(-0.5, len(phases) - 0.5)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def sparsity_of(phase: Mapping[str, Any]) -> float:
-    """Fraction removed in the end: pruning while training starts with nothing removed."""
-    return max(phase["parent"]["sparsity"], phase["soup"]["sparsity"] if phase["soup"] else 0.0)

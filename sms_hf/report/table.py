@@ -47,8 +47,7 @@ def decimals(scores: Iterable[float | None]) -> int:
 def phase_rows(phase: Mapping[str, Any], tests: Mapping[str, float]) -> list[list[Any]]:
     """Phase, model, sparsity in percent, score and test score of what a phase made; None where one is not known."""
     name, soup = f"phase-{phase['number']}", phase["soup"]
-    # Pruning while training ends sparser than it began; an average of different masks is denser than they are.
-    sparsity = 100 * (soup["sparsity"] if soup and phase["parent"]["sparsity"] == 0 else phase["parent"]["sparsity"])
+    sparsity = 100 * sparsity_of(phase)
     tested = {c["name"]: tests[f"{name}/{c['name']}"] for c in phase["candidates"] if f"{name}/{c['name']}" in tests}
     best = best_candidate(phase)
     mean_tested = sum(tested.values()) / len(tested) if tested else None
@@ -71,6 +70,11 @@ def phase_rows(phase: Mapping[str, Any], tests: Mapping[str, float]) -> list[lis
             label = f"soup ({_ingredients(soup['ingredients'])})"
             rows.append([name, label, 100 * soup["sparsity"], soup["score"], tests.get(f"{name}/soup")])
     return rows
+
+
+def sparsity_of(phase: Mapping[str, Any]) -> float:
+    """Fraction removed in the end: pruning while training begins with less, and an average of different masks has less."""
+    return max(phase["parent"]["sparsity"], phase["soup"]["sparsity"] if phase["soup"] else 0.0)
 
 
 def best_candidate(phase: Mapping[str, Any]) -> str:

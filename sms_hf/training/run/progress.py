@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...report.phases import sparsity_of
-from ...report.table import describe
+from ...report.table import describe, sparsity_of
 from ..plan.candidates import Phase
 
 
