@@ -101,11 +101,8 @@ def test_plan_without_a_number_of_examples(folder, tmp_path, capsys):
         (["./nowhere"], "found no folder ./nowhere"),
         (["{folder}", "--target_sparsity", "2"], "target_sparsity must lie in [0, 1), got 2.0"),
         (["{folder}", "--target_sparsity", "much"], "argument --target_sparsity"),
-        (["{folder}", "--sparsity", "0.5"], "got also --sparsity 0.5. See sms-hf plan --help."),
-        (
-            ["{folder}", "--num_phase", "2"],
-            "got also --num_phase 2. Did you mean '--num_phases'? See sms-hf plan --help.",
-        ),
+        (["{folder}", "--sparsity", "0.5"], "got also --sparsity 0.5. Did you mean '--target_sparsity'? See"),
+        (["{folder}", "--xyz", "2"], "got also --xyz 2. See sms-hf plan --help."),
         (["{folder}", "--processes", "0", "--use_cpu", "True"], "processes must be at least 1, got 0"),
     ],
 )
