@@ -10,6 +10,11 @@ def nearest(given: object, known: Iterable[str]) -> str:
     return f" Did you mean {found[0]!r}?" if found else ""
 
 
+def nearest_option(rest: Iterable[str], known: Iterable[str]) -> str:
+    """The same for the first option in what a parser could not take."""
+    return nearest(next((text.split("=")[0] for text in rest if text.startswith("--")), ""), known)
+
+
 def check_choice(option: str, given: object, known: Iterable[str]) -> None:
     """Raise `ValueError` unless an option has one of the values that there are."""
     known = list(known)

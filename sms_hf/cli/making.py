@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .. import launching
-from ..choices import nearest
+from ..choices import nearest_option
 from .app import Json, Task, command, find_folder, quiet, show
 
 # A script parses these options, some 150 of them, --help too.
@@ -97,7 +97,8 @@ def plan(options: Annotated[list[str] | None, _rest("MODEL [options]", "As for t
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
-            raise ValueError(f"{message.rstrip('.')}. See sms-hf plan --help.")
+            stop = "" if message.endswith((".", "?")) else "."
+            raise ValueError(f"{message}{stop} See sms-hf plan --help.")
 
     parser = Parser(SparseSoupTrainingArguments, prog="sms-hf plan", description=plan.__doc__, allow_abbrev=False)  # pyright: ignore
     parser.add_argument("model", help="A model folder, or the name of a repository of the Hub.")
@@ -115,11 +116,8 @@ def plan(options: Annotated[list[str] | None, _rest("MODEL [options]", "As for t
     except ImportError as error:  # An optional package that an option needs.
         raise ValueError(error) from None
     if unknown:
-        given = next((text.split("=")[0] for text in unknown if text.startswith("--")), "")
-        meant = nearest(given, parser._option_string_actions)
-        raise ValueError(
-            f"Expected one model and training arguments, got also {' '.join(unknown)}.{meant} See sms-hf plan --help."
-        )
+        meant = nearest_option(unknown, parser._option_string_actions)
+        parser.error(f"Expected one model and training arguments, got also {' '.join(unknown)}.{meant}")
     training.dataloader_pin_memory &= torch.cuda.is_available()  # As the recipes do; torch would warn.
     folder = find_folder(own.model)
     weights = {path.name for path in folder.glob("*.safetensors*")}

@@ -2,19 +2,16 @@
 
 from typing import TypeVar
 
-import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .kernel import load_kernel
-from .paths import PATHS, Fast, is_two_of_four
+from .paths import DTYPES, PATHS, Fast, is_two_of_four
 
 M = TypeVar("M", bound=nn.Module)
 SMALLEST = 1 << 15
 """Weights of a layer below which choosing costs more than there is to gain."""
-DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float16, torch.bfloat16)}
-"""Device -> dtypes in which there is a way that can be faster."""
 
 
 class FastLinear(nn.Linear):

@@ -16,13 +16,17 @@ from torch.sparse import to_sparse_semi_structured
 from .kernel import MOST_COLUMNS, ByteMatrix, SparseMatrix, cache_folder, cached_file, load_kernel, processor
 
 Multiply = Callable[[Tensor, Tensor | None], Tensor]
-"""(contiguous float32 or bfloat16 `(rows, columns)`, bias) -> `(rows, outputs)`."""
+"""(contiguous `(rows, columns)` in the weight's dtype, bias) -> `(rows, outputs)`."""
+Make = Callable[[Tensor], Multiply | None]
+"""Weight of `(outputs, columns)` -> how to multiply with it; `None` where it does not go."""
 
 GAIN = 1.05
 """What is not faster than dense by this factor is not used."""
 COST = 5e-6
 """Seconds that finding the way takes, besides."""
 DENSE = "dense"
+DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float16, torch.bfloat16)}
+"""Device -> dtypes in which there is a way that can be faster and is exact."""
 SPARSE_ENOUGH = 0.3
 """Sparsity below which no sparse way is tried."""
 _lock = threading.Lock()
@@ -74,12 +78,11 @@ def _int8(weight: Tensor) -> Multiply | None:
 
 def _semi_structured(weight: Tensor) -> Multiply | None:
     """Two of every four weights are zero, and the GPU's own units skip them (Mishra et al. 2021)."""
-    if not is_two_of_four(weight):
+    if weight.dtype not in DTYPES["cuda"] or not is_two_of_four(weight):
         return None
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # That it is a prototype is not the user's affair: it is measured before it is used.
+        with warnings.catch_warnings():
+            # That it is a prototype is not the user's affair: it is measured before it is used.
             warnings.simplefilter("ignore", UserWarning)
             packed = to_sparse_semi_structured(weight)
     except (RuntimeError, ValueError):  # A GPU without such units, or a shape that they do not take.
@@ -94,12 +97,12 @@ def _in_float32(multiply: Multiply, dtype: torch.dtype) -> Multiply:
     return lambda x, bias: multiply(x.float(), None if bias is None else bias.float()).to(dtype)
 
 
-PATHS: dict[str, dict[str, Callable[[Tensor], Multiply | None]]] = {
+PATHS: dict[str, dict[str, Make]] = {
     "cpu": {"oneDNN": _onednn, "kernel": _kernel, "CSR": _csr},
     "cuda": {"2:4": _semi_structured},
 }
-"""Device -> name -> weight of `(outputs, columns)` -> how to multiply with it; `None` where it does not go."""
-INEXACT: dict[str, dict[str, Callable[[Tensor], Multiply | None]]] = {"cpu": {"int8": _int8}}
+"""Device -> name -> way."""
+INEXACT: dict[str, dict[str, Make]] = {"cpu": {"int8": _int8}}
 """The same for ways that round the weights: only where they are asked for."""
 NAMES = {DENSE} | {name for ways in (*PATHS.values(), *INEXACT.values()) for name in ways}
 
@@ -189,17 +192,17 @@ class Fast:
             key += f" {torch.cuda.get_device_name(device)}"
         name, ratio = known.get(key, (None, 1.0))
         if name is None:
-            paths = {label: path for label, make in ways.items() if (path := self._make(label, make, weight))}
+            paths = {label: path for label in ways if (path := self._make(label, ways, weight)) is not None}
             name, ratio = measure(paths, rows, weight, bias)
             known.add(key, name, ratio)
-        elif name != DENSE and (name not in ways or self._make(name, ways[name], weight) is None):
+        elif name != DENSE and self._make(name, ways, weight) is None:
             name, ratio = DENSE, 1.0
         self.choices[size], self.ratios[size] = name, ratio
         self.paths = {label: path for label, path in self.paths.items() if label in self.choices.values()}
 
-    def _make(self, name: str, make: Callable[[Tensor], Multiply | None], weight: Tensor) -> Multiply | None:
+    def _make(self, name: str, ways: dict[str, Make], weight: Tensor) -> Multiply | None:
         if name not in self.paths:
-            path = make(weight)
+            path = ways[name](weight) if name in ways else None
             if path is None:
                 return None
             self.paths[name] = path

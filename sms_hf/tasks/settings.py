@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from transformers import HfArgumentParser
 
-from ..choices import nearest
+from ..choices import nearest, nearest_option
 from ..training.arguments import SparseSoupTrainingArguments
 
 R = TypeVar("R", bound="CommonArguments")
@@ -110,10 +110,8 @@ class _Parser(HfArgumentParser):
 
     def refuse(self, rest: list[str]) -> NoReturn:
         """Name what is no option, and the one that was probably meant."""
-        name = next((text.split("=")[0] for text in rest if text.startswith("--")), "")
-        raise RecipeError(
-            f"Expected options of {self.prog}, got {' '.join(rest)}.{nearest(name, self._option_string_actions)} See --help."
-        )
+        meant = nearest_option(rest, self._option_string_actions)
+        raise RecipeError(f"Expected options of {self.prog}, got {' '.join(rest)}.{meant} See --help.")
 
 
 def parse(argv: list[str], script: str, recipe_class: type[R]) -> tuple[R, SparseSoupTrainingArguments]:

@@ -284,9 +284,10 @@ def test_two_of_four(rows, expected):
 def test_only_weights_of_two_of_four_are_packed_for_the_units_of_a_gpu(monkeypatch):
     packed = []
     monkeypatch.setattr(paths, "to_sparse_semi_structured", lambda weight: packed.append(weight) or weight)
-    weight, rows, bias = torch.eye(4), torch.ones(2, 4), torch.arange(4.0)
+    weight, rows, bias = (tensor.bfloat16() for tensor in (torch.eye(4), torch.ones(2, 4), torch.arange(4.0)))
     assert paths._semi_structured(weight)(rows, bias).tolist() == [[1, 2, 3, 4]] * 2
-    assert paths._semi_structured(torch.ones(4, 4)) is None
+    assert paths._semi_structured(torch.ones(4, 4).bfloat16()) is None
+    assert paths._semi_structured(weight.float()) is None, "the units round float32: not exact"
     assert packed == [weight]
 
     def refuse(weight):
