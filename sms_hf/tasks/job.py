@@ -41,11 +41,12 @@ def run(
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         with leave_on_signals():
-            _run(argv, script, recipe_class, load_task)
-    except Interrupted as stopped:
-        if is_first:
-            say(f"{stopped.signal}: stopped, nothing finished is lost. Go on with --resume.")
-        raise
+            try:
+                _run(argv, script, recipe_class, load_task)
+            except Interrupted as stopped:
+                if is_first:
+                    say(f"{stopped.signal}: stopped, nothing finished is lost. Go on with --resume.")
+                raise
     except (RecipeError, ValueError, OSError, RuntimeError) as error:
         if not isinstance(error, RecipeError) and not _was_raised_here(error, Path(script).parent):
             raise

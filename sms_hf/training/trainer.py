@@ -121,8 +121,8 @@ class SparseSoupMixin(CandidateMixin, metaclass=Rebuildable):
         if self.retraining is not None:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         start, processes, scope, disk_bytes = time.time(), self.args.processes, self._scope("train"), 0
-        try:
-            with stop_on_signals():
+        with stop_on_signals():
+            try:
                 check_inputs(Bench(self), resume_from_checkpoint, trial)
                 plan = self.args.make_plan()
                 # By the main process alone: it looks at files that it will soon change.
@@ -133,16 +133,16 @@ class SparseSoupMixin(CandidateMixin, metaclass=Rebuildable):
                 self.state = final_state(self.report)
                 if self.args.push_to_hub:
                     self.push_to_hub()
-        except Stopped as stopped:
-            if processes.is_main:
-                say(f"{stopped.signal}: stopped, nothing finished is lost. {HOW_TO_RESUME}", logging.WARNING)
-            raise
-        except BaseException as error:
-            full = disk_error(error, self._directory.root, disk_bytes) if is_disk_error(error) else None
-            processes.fail(full or error)
-            if full is not None:
-                raise full from error
-            raise
+            except Stopped as stopped:
+                if processes.is_main:
+                    say(f"{stopped.signal}: stopped, nothing finished is lost. {HOW_TO_RESUME}", logging.WARNING)
+                raise
+            except BaseException as error:
+                full = disk_error(error, self._directory.root, disk_bytes) if is_disk_error(error) else None
+                processes.fail(full or error)
+                if full is not None:
+                    raise full from error
+                raise
         return train_output(self.report, time.time() - start)
 
     def _run(self, plan: Sequence[Phase], cost: Forecast | None, scope: str, resume: bool) -> Report:

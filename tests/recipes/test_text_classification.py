@@ -175,7 +175,7 @@ def test_without_the_hub_one_sentence_says_what_to_do():
 
 
 def test_ctrl_c_while_the_dense_model_of_a_demo_trains(tmp_path):
-    """As a terminal sends it: to all processes, of which the launchers pass it on once more."""
+    """As a terminal sends it: to all processes, of which the launchers pass it on once more, torchrun also as SIGTERM."""
     command = [sys.executable, "-m", "sms_hf", "train", "text_classification", "--demo", "--num_processes", "2"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     with subprocess.Popen([*command, "--output_dir", str(tmp_path)], **pipes) as process:
@@ -184,7 +184,7 @@ def test_ctrl_c_while_the_dense_model_of_a_demo_trains(tmp_path):
         out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (130, "")
     (line,) = out.splitlines()
-    assert line.endswith("SIGINT: stopped, nothing finished is lost. Go on with --resume.")
+    assert re.fullmatch(r"\S+ SIG(INT|TERM): stopped, nothing finished is lost. Go on with --resume.", line)
 
 
 def test_the_demo_ends_with_a_table_and_a_model(tmp_path):

@@ -57,6 +57,9 @@ def handling_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
     before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
+    except Interrupted:
+        before = {}  # The program has only to end, and its launcher passes the signal on, perhaps as another one.
+        raise
     finally:
         _wish = None
         for number, theirs in before.items():
@@ -69,7 +72,11 @@ def stop_on_signals() -> AbstractContextManager[None]:
 
 
 def leave_on_signals() -> AbstractContextManager[None]:
-    """While this lasts, a signal ends the program where it stands, by [`Interrupted`]; a run inside notes it instead."""
+    """
+    While this lasts, a signal ends the program where it stands, by [`Interrupted`]; a run inside notes it instead.
+
+    Once one has, it does not return: the program is ending, and no echo of the signal breaks that off.
+    """
     return handling_signals(_interrupt)
 
 
