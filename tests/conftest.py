@@ -1,10 +1,14 @@
 """Small models and data, made here: no network, one thread, the same numbers on every run."""
 
 import gc
+import importlib
 import os
 import sys
 from dataclasses import fields
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -24,6 +28,10 @@ torch.set_num_threads(1)
 gc.freeze()  # Every candidate ends with a collection, which need not look at all that was imported.
 sys.path.append(str(Path(__file__).parents[1] / "recipes"))  # As for a recipe that is started as a script.
 datasets.disable_progress_bars()
+
+DRAWING = "matplotlib.figure"
+sys.modules[DRAWING] = None
+"""Runs end without figures and page, as where matplotlib is not installed: drawing takes longer than the training here."""
 
 
 QUICK = {
@@ -78,6 +86,23 @@ def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
         return torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
 
     return {"input_ids": pad("input_ids", 0), "attention_mask": pad("attention_mask", 0), "labels": pad("labels", -100)}
+
+
+@cache
+def _drawing() -> ModuleType:
+    del sys.modules[DRAWING]
+    return importlib.import_module(DRAWING)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _figures(request):
+    """For files of tests with `pytestmark = pytest.mark.figures` matplotlib is there."""
+    draws = request.node.get_closest_marker("figures") is not None and find_spec("matplotlib") is not None
+    if draws:
+        sys.modules[DRAWING] = _drawing()
+    yield
+    if draws:
+        sys.modules[DRAWING] = None
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def _breakable(name: str) -> Markup:
     return escape(name).replace(".", Markup(".<wbr>"))
 
 
-def _render(template: str, **values: Any) -> str:
+@cache
+def _templates() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -144,5 +146,9 @@ def _render(template: str, **values: Any) -> str:
         "breakable": _breakable,
         "shade": _shade,
     }
+    return environment
+
+
+def _render(template: str, **values: Any) -> str:
     # JSON may hold halves of characters, which no file in UTF-8 can.
-    return environment.get_template(template).render(**values).encode("utf-8", "replace").decode("utf-8")
+    return _templates().get_template(template).render(**values).encode("utf-8", "replace").decode("utf-8")

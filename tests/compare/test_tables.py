@@ -10,6 +10,7 @@ import pytest
 from sms_hf.compare.figure import draw_figure
 from sms_hf.compare.tables import COLUMNS, Grid, caption, format_csv, format_table, long_form, make_tables, mean_and_std
 
+pytestmark = pytest.mark.figures
 GRID = Grid(("ViT",), ("IMP", "SMS"), (0.9,), (3,), (0, 1, 2), companions="SMS")
 
 

@@ -87,7 +87,8 @@ def check_translation(folder):
 CHECKS = {"cost": check_cost, "one_gpu": check_one_gpu, "translation": check_translation}
 
 
-@pytest.mark.parametrize("part", ROWS)
+# Translation starts a dozen programs that have tests of their own.
+@pytest.mark.parametrize("part", [pytest.param(p, marks=[pytest.mark.long] * (p == "translation")) for p in ROWS])
 def test_a_part_measures_all_its_rows(part, tmp_path):
     result = command(part, "--device", "cpu", "--tiny", "--output", tmp_path)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]

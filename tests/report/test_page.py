@@ -20,6 +20,7 @@ from sms_hf.report.page import make_comparison, make_page
 from sms_hf.watching import read_run, watch
 
 pytest.importorskip("matplotlib", reason="The page needs matplotlib: pip install sms_hf[report].")
+pytestmark = pytest.mark.figures
 MINUS = "\N{MINUS SIGN}"
 ATTACK = "<script>alert(1)</script>"
 

@@ -13,7 +13,10 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="Needs playwright: 
 pytest.importorskip("matplotlib", reason="The page needs matplotlib: pip install sms_hf[report].")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"Needs a browser on the PATH: one of {', '.join(NAMES)}.")
+pytestmark = [
+    pytest.mark.figures,
+    pytest.mark.skipif(CHROMIUM is None, reason=f"Needs a browser on the PATH: one of {', '.join(NAMES)}."),
+]
 
 
 def timed(report):
