@@ -30,8 +30,9 @@ sys.path.append(str(Path(__file__).parents[1] / "recipes"))  # As for a recipe t
 datasets.disable_progress_bars()
 
 DRAWING = "matplotlib.figure"
-sys.modules[DRAWING] = None
-"""Runs end without figures and page, as where matplotlib is not installed: drawing takes longer than the training here."""
+if "TESTS_DRAW" not in os.environ:
+    # Runs end without figures and page, as where matplotlib is not installed: drawing takes longer than the training here.
+    sys.modules[DRAWING] = None
 
 
 QUICK = {

@@ -93,7 +93,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess:
         str(ROOT / "recipes/accelerate/cpu_2.yaml"),
     ]
     command += ["--main_process_port", "0", str(ROOT / "recipes" / "compare.py"), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TESTS_DRAW": "1"}
     return subprocess.run(
         [sys.executable, "-m", *command], capture_output=True, text=True, timeout=300, env=environment
     )

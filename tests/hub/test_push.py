@@ -213,7 +213,7 @@ def test_the_trainer_pushes_the_final_model_once_and_candidates_on_request(hub, 
     tiny_t5().save_pretrained(tmp_path / "base")
     base = hub.seed("tester/base", {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()})
     code = TRAINER.format(tests=str(Path(__file__).parents[1]), out=str(tmp_path / "run"))
-    done = run_python(code, hub.environment(tmp_path / "home"))
+    done = run_python(code, hub.environment(tmp_path / "home") | {"TESTS_DRAW": "1"})
     assert done.returncode == 0, done.stderr
     assert set(hub.repos["tester/soup"].branches) == {"main", "phase-1-candidate-1", "phase-1-candidate-2"}
     files = hub.files("tester/soup")
