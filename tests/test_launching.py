@@ -62,17 +62,8 @@ def test_a_greedy_soup_of_folders(tmp_path):
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     run_folder = tmp_path / "run"
     demo = ["--demo", "--max_train_samples", 64, "--max_eval_samples", 40, "--max_test_samples", 20]
-    options = [
-        "--dense_dir",
-        tmp_path / "dense",
-        "--num_train_epochs",
-        1,
-        "--logging_strategy",
-        "no",
-        "--num_phases",
-        1,
-    ]
-    done = run("train", "image_classification", *demo, *options, "--output_dir", run_folder)
+    options = ["--dense_dir", tmp_path / "dense", "--num_train_epochs", 1, "--logging_strategy", "no"]
+    done = run("train", "image_classification", *demo, *options, "--output_dir", run_folder, "--num_phases", 1)
     assert done.returncode == 0, done.stderr
     folders = [run_folder / f"_run/phase-1/candidate-{number}" for number in (1, 2, 3)]
     done = run("greedy", "image_classification", *folders, *demo, "--output_dir", tmp_path / "soup")

@@ -227,6 +227,15 @@ def uneven():
         return [kept, str(error)]
 
 
+def candidates(group, folder):
+    def work(number):
+        half = {"per_device_train_batch_size": 2, "num_train_epochs": 1 + number % 2}
+        train(group, f"candidate-{number}", folder, **half, seed=number)
+
+    group.processes.fan_out("candidates", range(3), work, group.size)
+    yield "done", True
+
+
 def failing(group, folder):
     with training_group(group, "failing", cpu=True):
         trainer, watch = build(folder / "failing")

@@ -22,13 +22,13 @@ IN_TURN = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 WORK = Path(__file__).with_name("group_work.py")
 
 
-def launch(what, folder):
+def launch(what, folder, processes=2):
     command = [
         sys.executable,
         "-m",
         "torch.distributed.run",
         "--standalone",
-        "--nproc_per_node=2",
+        f"--nproc_per_node={processes}",
         str(WORK),
     ]
     folder.mkdir()
@@ -152,6 +152,19 @@ def test_shares_of_different_size(ran):
     assert (kept, other_kept) == (5, 3)
     assert "4 are not, first at [(0, 1), (1, 0), (1, 2)]" in error
     assert "3 are not, first at [(0, 0), (0, 2), (1, 1)]" in other_error
+
+
+def test_groups_side_by_side_give_what_one_group_gives(tmp_path):
+    made = []
+    for processes in (2, 4):
+        folder = tmp_path / str(processes)
+        result = launch("candidates", folder, processes)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert len(notes(folder)) == processes
+        made.append({path.name: path.read_bytes() for path in folder.glob("*.safetensors")})
+    assert sorted(made[0]) == [f"candidate-{number}.safetensors" for number in range(3)]
+    assert len(set(made[0].values())) == 3
+    assert made[0] == made[1]
 
 
 def test_a_process_that_fails_does_not_leave_the_others_waiting(tmp_path):
