@@ -171,6 +171,13 @@ class SparseSoupArguments(_TrainingArguments):
             "part. 0: as in the paper."
         },
     )
+    trunk_processes: int = field(
+        default=1,
+        metadata={
+            "help": "GMP-soup, and SMS with shared_fraction: processes that train together (DDP) what candidates share before "
+            "they part; where there are fewer, gradients are accumulated. As many as candidates: all have work all the time."
+        },
+    )
     averaging_rounds: int = field(
         default=1,
         metadata={
@@ -365,6 +372,12 @@ class SparseSoupArguments(_TrainingArguments):
                 "Expected no fsdp with shared_fraction, averaging_rounds or tail_average: the optimizer with which candidates go "
                 "on, and the mean of their weights, lie in parts on several processes. Leave one of the two out."
             )
+        if self.candidate_processes > 1 and self.trunk_processes > 1:
+            raise ValueError(
+                f"Expected no candidate_processes with trunk_processes, got {self.candidate_processes} and "
+                f"{self.trunk_processes}: a trunk is trained by as many processes as its candidates, or by more of one each. "
+                "Leave one of the two out."
+            )
         if self.tail_average and (self.load_best_model_at_end or any(phase.feedback for phase in plan)):
             raise ValueError(
                 f"Expected no tail_average with load_best_model_at_end, which takes the weights of one step, nor with DPF, whose "
@@ -435,6 +448,7 @@ class SparseSoupArguments(_TrainingArguments):
             pruning_end=self.pruning_end,
             phase_shares=self.phase_shares,
             shared_fraction=self.shared_fraction,
+            trunk_processes=self.trunk_processes,
             averaging_rounds=self.averaging_rounds,
             outer_step=self.outer_step,
             dense_train_epochs=self.dense_train_epochs,

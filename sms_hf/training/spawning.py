@@ -207,11 +207,21 @@ def constructor_arguments(trainer: Any) -> dict[str, Any]:
     return dict(named)
 
 
-def candidate_args(args: SparseSoupArguments, phase: Phase, candidate: Candidate, folder: Path) -> SparseSoupArguments:
-    """The user's arguments with the candidate's own values, for a folder and a logged run of its own."""
+def candidate_args(
+    args: SparseSoupArguments, phase: Phase, candidate: Candidate, folder: Path, group_size: int
+) -> SparseSoupArguments:
+    """
+    The user's arguments with the candidate's own values, for a folder and a logged run of its own.
+
+    The batches of a trunk's step that its group has no process for are accumulated.
+    """
+    overrides = dict(candidate.overrides)
+    if phase.batches > 1:
+        steps = overrides.get("gradient_accumulation_steps", args.gradient_accumulation_steps)
+        overrides["gradient_accumulation_steps"] = steps * phase.batches // group_size
     return one_training(
         args,
-        **candidate.overrides,
+        **overrides,
         output_dir=str(folder),
         run_name=f"{run_group(args)}-phase-{phase.number}-{candidate.name}",
         push_to_hub=False,

@@ -45,6 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gmp": {"pruning_method": "gmp-sms"},
     "soup": {"pruning_method": "gmp-soup"},
     "shared": {"shared_fraction": 0.5},
+    "together": {"pruning_method": "gmp-soup", "trunk_processes": 2},
     "rounds": {"averaging_rounds": 2, "outer_step": [0.7, 0.9], "candidate_data": "shards", "tail_average": "ema"},
     "reprune": {"pruning_method": "imp-reprune"},
     "both": {"sparse_format": "both", "keep_candidates": True},
@@ -55,8 +56,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "raise": {},
 }
 """Name -> what differs from `SETTINGS`. The second candidate of `nan` gets weights that are no numbers, of `raise` an error."""
-HEALTHY = ("plain", "best", "dpf", "gmp", "soup", "shared", "rounds", "reprune", "both", "steps", "unsaved")
+HEALTHY = ("plain", "best", "dpf", "gmp", "soup", "shared", "together", "rounds", "reprune", "both", "steps", "unsaved")
 FAILING = ("nan", "raise")
+GROUPED = ("together",)
+"""Two processes train a part of it by DDP: other sums of gradients, and other dropout, than one process has."""
 
 
 class Fail(TrainerCallback):

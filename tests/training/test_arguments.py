@@ -28,6 +28,7 @@ OPTIONS = [
     "pruning_end",
     "phase_shares",
     "shared_fraction",
+    "trunk_processes",
     "averaging_rounds",
     "outer_step",
     "candidate_data",
@@ -153,5 +154,7 @@ def test_sharding_is_refused_where_it_would_silently_be_ddp(make_args):
 def test_processes_of_a_candidate_must_divide_all(make_args, make_trainer):
     with pytest.raises(ValueError, match="candidate_processes must be at least 1, got 0"):
         make_args(candidate_processes=0)
+    with pytest.raises(ValueError, match="Expected no candidate_processes with trunk_processes, got 2 and 4"):
+        make_args(pruning_method="gmp-soup", candidate_processes=2, trunk_processes=4)
     with pytest.raises(ValueError, match="candidate_processes must divide the number of processes, got 2 of 1"):
         make_trainer({"candidate_processes": 2}).train()

@@ -243,5 +243,5 @@ def test_runs_in_two_folders_have_other_names(make_args, tmp_path):
     for folder in ("one", "two"):
         args = make_args(output_dir=str(tmp_path / folder))
         phase = args.make_plan()[0]
-        names.add(candidate_args(args, phase, phase.candidates[0], tmp_path).run_name)
+        names.add(candidate_args(args, phase, phase.candidates[0], tmp_path, 1).run_name)
     assert names == {"one-phase-1-candidate-1", "two-phase-1-candidate-1"}

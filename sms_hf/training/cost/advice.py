@@ -27,6 +27,12 @@ Method -> (epochs a phase up to, sparsity from, to, what it was behind `gmp-mx` 
 with as many epochs or fewer).
 """
 
+BEHIND_WITH_TRUNK = {
+    "gmp-soup": ((1, 0.925, 0.965, "1 to 3 points of accuracy on digits"),),
+    "sms": ((1, 0.925, 0.965, "1 to 4 points of accuracy on digits"),),
+}
+"""The same, of those whose trunk all processes train. At 3 epochs a phase `gmp-soup` was level."""
+
 
 def advice_line(args: SparseSoupArguments, cost: Forecast) -> str | None:
     """The row that is recommended, and what the chosen one was behind it; `None` where its epochs are many, or done."""
@@ -39,13 +45,18 @@ def advice_line(args: SparseSoupArguments, cost: Forecast) -> str | None:
         f"(docs/results.md): pruning_method='gmp-mx', on {copies} processes in the same time with candidate_processes={copies}"
     )
     behind = _behind(args)
-    return f"{line}; {args.pruning_method!r} was behind it by {behind}" if behind else line
+    if behind:
+        line += f" ({args.pruning_method!r} was behind it by {behind})"
+    if args.trunk_processes > 1:
+        return line if behind else None  # Level, or not measured.
+    return f"{line}; the nearest soup: 'gmp-soup' with trunk_processes={copies}"
 
 
 def _behind(args: SparseSoupArguments) -> str | None:
-    if args.shared_fraction or args.averaging_rounds > 1:
+    if args.averaging_rounds > 1 or (args.shared_fraction and args.trunk_processes == 1):
         return None  # Not the row of the table.
-    for epochs, low, high, text in BEHIND.get(args.pruning_method, ()):
+    rows = BEHIND if args.trunk_processes == 1 else BEHIND_WITH_TRUNK
+    for epochs, low, high, text in rows.get(args.pruning_method, ()):
         if args.num_train_epochs <= epochs and low <= args.target_sparsity < high:
             return text
     return None

@@ -182,19 +182,25 @@ def forecast(
     groups = processes // size
     own = step_examples(args, {})
     todo = [[c for c in p.candidates if (p.number, c.name) not in finished and not _untrained(args, c)] for p in plan]
-    steps = [num_steps(args, candidate.overrides, num_examples) for phase in todo for candidate in phase]
+    steps = [
+        num_steps(args, c.overrides, num_examples, p.batches) for p, some in zip(plan, todo, strict=True) for c in some
+    ]
     serial, notes = None, []
     if None not in steps:
-        lengths = [
-            [(num_steps(args, c.overrides, num_examples) or 0) * step_examples(args, c.overrides) / own for c in phase]
-            for phase in todo
-        ]
-        serial = sum(makespan(phase, groups) for phase in lengths)
+        serial = sum(
+            _serial_steps(args, phase, some, processes, num_examples) for phase, some in zip(plan, todo, strict=True)
+        )
     else:
         what = "the number of training examples is not known (num_examples)"
         notes.append(f"{what}: no number of steps, no estimate of time")
-        if _saves(args, {}, None) is None:
+        if _saves(args, {}, None, 1) is None:
             notes.append("checkpoints of a candidate cannot be counted without it: two are taken")
+    together = math.gcd(args.trunk_processes, processes)
+    if together < args.trunk_processes:
+        notes.append(
+            f"what candidates share is trained by {together} of {processes} processes together, which accumulate gradients: "
+            f"trunk_processes={args.trunk_processes} has no larger divisor in common with them"
+        )
     trained = [(phase, candidate) for phase, some in zip(plan, todo, strict=True) for candidate in some]
     return Forecast(
         processes=processes,
@@ -234,14 +240,30 @@ def makespan(lengths: Sequence[float], processes: int) -> float:
     return max(free)
 
 
-def num_steps(args: SparseSoupArguments, overrides: Mapping[str, Any], num_examples: int | None) -> int | None:
-    """Optimizer steps of a candidate, as Trainer counts them; None where they depend on a number of examples not known."""
+def _serial_steps(
+    args: SparseSoupArguments, phase: Phase, todo: Sequence[Candidate], processes: int, num_examples: int | None
+) -> float:
+    """Steps of a phase one after the other, in units of steps by the run's own arguments on one process."""
+    size = math.gcd(phase.batches, processes) if phase.batches > 1 else args.candidate_processes
+    weights = [step_examples(args, c.overrides) / step_examples(args, {}) * max(phase.batches / size, 1) for c in todo]
+    steps = [num_steps(args, c.overrides, num_examples, phase.batches) or 0 for c in todo]
+    return makespan([count * weight for count, weight in zip(steps, weights, strict=True)], processes // size)
+
+
+def num_steps(
+    args: SparseSoupArguments, overrides: Mapping[str, Any], num_examples: int | None, batches: int = 1
+) -> int | None:
+    """
+    Optimizer steps of a candidate, as Trainer counts them; None where they depend on a number of examples not known.
+
+    `batches`: of a step of its phase.
+    """
     max_steps, epochs = _value(args, overrides, "max_steps"), _value(args, overrides, "num_train_epochs")
     if max_steps > 0:
         return max_steps
     if epochs <= 0:
         return 0
-    per_epoch = _steps_per_epoch(args, overrides, num_examples)
+    per_epoch = _steps_per_epoch(args, overrides, num_examples, batches)
     return None if per_epoch is None else math.ceil(epochs * per_epoch)
 
 
@@ -251,15 +273,15 @@ def step_examples(args: SparseSoupArguments, overrides: Mapping[str, Any]) -> in
     return batch * _value(args, overrides, "gradient_accumulation_steps")
 
 
-def _steps_per_epoch(args: SparseSoupArguments, overrides: Mapping[str, Any], num_examples: int | None) -> int | None:
+def _steps_per_epoch(
+    args: SparseSoupArguments, overrides: Mapping[str, Any], num_examples: int | None, batches: int
+) -> int | None:
     if num_examples is None:
         return None
-    batches = num_examples / _value(args, overrides, "per_device_train_batch_size")
-    if args.dataloader_drop_last:
-        batches = math.floor(batches) // args.candidate_processes
-    else:
-        batches = math.ceil(math.ceil(batches) / args.candidate_processes)
-    return max(math.ceil(batches / _value(args, overrides, "gradient_accumulation_steps")), 1)
+    there = num_examples / _value(args, overrides, "per_device_train_batch_size")
+    together = max(batches, args.candidate_processes)
+    turns = math.floor(there) // together if args.dataloader_drop_last else math.ceil(math.ceil(there) / together)
+    return max(math.ceil(turns / _value(args, overrides, "gradient_accumulation_steps")), 1)
 
 
 def _untrained(args: SparseSoupArguments, candidate: Candidate) -> bool:
@@ -311,7 +333,7 @@ def _checkpoint_bytes(
     args: SparseSoupArguments, facts: ModelFacts, phase: Phase, candidate: Candidate, num_examples: int | None
 ) -> int:
     """All checkpoints of a candidate at the fullest."""
-    saves = _saves(args, candidate.overrides, num_examples)
+    saves = _saves(args, candidate.overrides, num_examples, phase.batches)
     kept = 2 if saves is None else saves
     limit = args.save_total_limit
     if limit is not None and limit > 0:
@@ -323,18 +345,20 @@ def _checkpoint_bytes(
     return math.ceil(kept * (facts.folder_bytes + optimizer + dense + mean))
 
 
-def _saves(args: SparseSoupArguments, overrides: Mapping[str, Any], num_examples: int | None) -> int | None:
+def _saves(
+    args: SparseSoupArguments, overrides: Mapping[str, Any], num_examples: int | None, batches: int
+) -> int | None:
     """How often Trainer saves during a candidate's training; None where that is not known."""
     strategy, every = str(getattr(args.save_strategy, "value", args.save_strategy)), args.save_steps
     if strategy == "best":  # At most after every evaluation.
         strategy, every = str(getattr(args.eval_strategy, "value", args.eval_strategy)), args.eval_steps
-    steps = num_steps(args, overrides, num_examples)
+    steps = num_steps(args, overrides, num_examples, batches)
     if strategy == "no" or steps == 0:
         return 0
     if strategy == "epoch":
         if _value(args, overrides, "max_steps") <= 0:
             return math.ceil(_value(args, overrides, "num_train_epochs"))
-        per_epoch = _steps_per_epoch(args, overrides, num_examples)
+        per_epoch = _steps_per_epoch(args, overrides, num_examples, batches)
         return None if steps is None or per_epoch is None else math.ceil(steps / per_epoch)
     if steps is None:
         return math.ceil(1 / every) if every and every < 1 else None

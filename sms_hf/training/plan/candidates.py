@@ -55,6 +55,7 @@ class Phase:
         number (`int`): Counts from 1.
         sparsity (`float`): What its parent is pruned to, in `[0, 1)`.
         candidates (`tuple[Candidate, ...]`): Who is retrained.
+        batches (`int`): Of a trunk: batches of a step, each of a process, or accumulated where a launch has fewer.
         own_parents (`bool`): Every candidate starts from its own weights of the phase before, pruned on their own, and
             not from a parent that all share.
         merge (`str`): What becomes of the candidates: `"soup"` (averaged by `soup_method`), `"none"` (they go on, each
@@ -74,6 +75,7 @@ class Phase:
     number: int
     sparsity: float
     candidates: tuple[Candidate, ...]
+    batches: int = 1
     own_parents: bool = False
     merge: str = "soup"
     events: tuple[tuple[float, float], ...] = ()

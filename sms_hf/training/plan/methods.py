@@ -42,6 +42,7 @@ class Request:
         pruning_end (`float`, *optional*): Fraction of the training after which GMP and DPF prune no more, in `(0, 1)`.
         phase_shares (`list[float]`, *optional*): Each phase's part of the epochs of all phases; together 1.
         shared_fraction (`float`): Part of the epochs of a phase that its candidates share before they part, in `[0, 1)`.
+        trunk_processes (`int`): That train by data parallelism what candidates share before they part, at least 1.
         averaging_rounds (`int`): How often the candidates of a phase are averaged, at least 1.
         outer_step (`list[float]`, *optional*): Learning rate and momentum of the step towards each of these averages.
         dense_train_epochs (`float`, *optional*): Epochs that BIMP trains before it prunes.
@@ -58,6 +59,7 @@ class Request:
     pruning_end: float | None = None
     phase_shares: list[float] | None = None
     shared_fraction: float = 0.0
+    trunk_processes: int = 1
     averaging_rounds: int = 1
     outer_step: list[float] | None = None
     dense_train_epochs: float | None = None
@@ -123,6 +125,11 @@ def _check_options(method: str, request: Request) -> None:
         raise ValueError(
             f"averaging_rounds must be at least 1, and 1 with shared_fraction, got {request.averaging_rounds} and {fraction}."
         )
+    if request.trunk_processes < 1 or (request.trunk_processes > 1 and method == "sms" and not fraction):
+        raise ValueError(
+            f"trunk_processes must be at least 1, and 1 without a trunk, got {request.trunk_processes} and "
+            f"shared_fraction={fraction}. With shared_fraction=0.75 these processes train three quarters of a phase together."
+        )
     step = request.outer_step
     if step is not None and (len(step) != 2 or request.averaging_rounds == 1 or step[0] <= 0 or not 0 <= step[1] < 1):
         raise ValueError(
@@ -163,7 +170,8 @@ def _sms(request: Request) -> list[Phase]:
     Sparse Model Soups (Zimmer, Spiegel, Pokutta, ICLR 2024), Algorithm 1.
 
     With a `shared_fraction` `f` each of its phases is two here: of its `m k` epochs `f m k` as one model, then `m` copies for
-    `(1 - f) k` each, which go on with its optimizer along one schedule (branching late: Gupta et al., SWAP, ICLR 2020).
+    `(1 - f) k` each, which go on with its optimizer along one schedule (branching late: Gupta et al., SWAP, ICLR 2020; with
+    `trunk_processes` they train that one model together, as SWAP and post-local SGD do: Lin et al., ICLR 2020).
 
     With `averaging_rounds` `R` each is `R` phases here: the copies are averaged `R` times, and go on from the average, each
     with its own optimizer, along one schedule (PAPA-all: Jolicoeur-Martineau et al., TMLR 2024; DART: Jain et al., CVPR 2023;
@@ -180,14 +188,14 @@ def _sms(request: Request) -> list[Phase]:
 
 def _branched(request: Request, sparsity: float, number: int, length: float) -> list[Phase]:
     """A trunk and its branches; `length`: of one candidate of SMS, in units of the arguments' own."""
-    shared = request.shared_fraction * len(request.variants)
+    shared = request.shared_fraction * len(request.variants) / request.trunk_processes
     alone = 1 - request.shared_fraction
     path = (shared + alone) * length
     border, first = shared / (shared + alone), 2 * number - 1
-    trunk = _candidates([_part(request, request.variants[0], shared * length, path)], first)
+    trunk = _candidates([_trunk(request, shared * length, path)], first)
     branches = _candidates([_part(request, variant, alone * length, path) for variant in request.variants], first + 1)
     return [
-        Phase(first, sparsity, trunk, window=(0.0, border), keeps_optimizers=True),
+        Phase(first, sparsity, trunk, request.trunk_processes, window=(0.0, border), keeps_optimizers=True),
         Phase(first + 1, sparsity, branches, window=(border, 1.0), goes_on=True),
     ]
 
@@ -259,15 +267,24 @@ def _gmp_soup(request: Request) -> list[Phase]:
     """
     GMP until its last pruning event; then `m` copies finish the training, with its optimizer and its schedule, and are averaged.
 
-    Of the path of GMP, `L` epochs, the copies go through `1 - pruning_end`: `pruning_end L + (1 - pruning_end) m L` in all.
+    Of the path of GMP, `L` epochs, the copies go through `1 - pruning_end`: `pruning_end L + (1 - pruning_end) m L` in all; with
+    `p` `trunk_processes`, as many steps of `p` times as many examples, `p pruning_end L + (1 - pruning_end) m L`.
     """
     events, border = _events(request), _last_event(request)
     path = request.num_phases
-    trunk = _part(request, request.variants[0], border * path, path)
+    trunk = _trunk(request, border * path, path)
     branches = [_part(request, variant, (1 - border) * path, path) for variant in request.variants]
     within = tuple((position / border, sparsity) for position, sparsity in events)
     return [
-        Phase(1, 0.0, _candidates([trunk], 1), events=within, window=(0.0, border), keeps_optimizers=True),
+        Phase(
+            1,
+            0.0,
+            _candidates([trunk], 1),
+            request.trunk_processes,
+            events=within,
+            window=(0.0, border),
+            keeps_optimizers=True,
+        ),
         Phase(2, request.target_sparsity, _candidates(branches, 2), window=(border, 1.0), goes_on=True),
     ]
 
@@ -378,6 +395,7 @@ def _budgeted(request: Request) -> list[Phase]:
 
 GRADUAL = frozenset({"pruning_interval", "pruning_end"})
 ITERATIVE = frozenset({"phase_shares"})
+SHARING = ITERATIVE | {"shared_fraction", "trunk_processes", "averaging_rounds", "outer_step"}
 
 METHODS = {
     "pruned": Method(_pruned),
@@ -386,10 +404,10 @@ METHODS = {
     "imp-mx": Method(_imp_mx, averages=True, options=ITERATIVE),
     "imp-reprune": Method(_imp_reprune, averages=True, options=ITERATIVE),
     "imp-avg": Method(_imp_avg, averages=True, options=ITERATIVE),
-    "sms": Method(_sms, averages=True, options=ITERATIVE | {"shared_fraction", "averaging_rounds", "outer_step"}),
+    "sms": Method(_sms, averages=True, options=SHARING),
     "gmp": Method(_gmp, prunes_while_training=True, options=GRADUAL),
     "gmp-mx": Method(_gmp_mx, averages=True, prunes_while_training=True, options=GRADUAL),
-    "gmp-soup": Method(_gmp_soup, averages=True, prunes_while_training=True, options=GRADUAL),
+    "gmp-soup": Method(_gmp_soup, averages=True, prunes_while_training=True, options=GRADUAL | {"trunk_processes"}),
     "dpf": Method(_dpf, prunes_while_training=True, options=GRADUAL),
     "bimp": Method(_bimp, options=ITERATIVE | {"dense_train_epochs"}),
     "gmp-sms": Method(_gmp_sms, averages=True, options=GRADUAL),
@@ -420,6 +438,17 @@ def _part(request: Request, overrides: dict[str, Any], part: float, whole: float
     warmup = lasting(request, overrides, whole).get("warmup_steps", request.warmup_steps)
     longer = lasting(request, overrides, part)
     return {**longer, "warmup_steps": warmup} if warmup >= 1 else longer
+
+
+def _trunk(request: Request, steps: float, whole: float) -> dict[str, Any]:
+    """
+    Overrides for what candidates share: `steps` times as many steps, of a path `whole` times as long.
+
+    By `p` processes a step sees `p` batches, so that there are `p` times as many epochs in it.
+    """
+    first = request.variants[0]
+    by_steps = first.get("max_steps", request.max_steps) > 0
+    return _part(request, first, steps if by_steps else steps * request.trunk_processes, whole)
 
 
 def _candidates(variants: list[dict[str, Any]], number: int) -> tuple[Candidate, ...]:

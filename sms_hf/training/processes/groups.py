@@ -1,14 +1,15 @@
 """
 Candidates that several processes train together.
 
-The processes of a launch are split into groups of `candidate_processes` neighbours. Each group takes the next candidate,
-and while it is trained, and only then, its processes see a launch of their own: a process group, and the variables by which
-Trainer and Accelerate find it. Around that every process is alone, as `launch` makes it: parents are read, candidates
-written and scored by the leader of a group as if it had trained them itself.
+The processes of a launch are split into groups of `candidate_processes` neighbours, for a trunk of up to `trunk_processes`.
+Each group takes the next candidate, and while it is trained, and only then, its processes see a launch of their own: a
+process group, and the variables by which Trainer and Accelerate find it. Around that every process is alone, as `launch`
+makes it: parents are read, candidates written and scored by the leader of a group as if it had trained them itself.
 """
 
 import atexit
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -78,6 +79,11 @@ _active: Group | None = None
 def is_in_group() -> bool:
     """Whether this process is in a [`training_group`] with others."""
     return _active is not None
+
+
+def trunk_group(processes: Processes, batches: int) -> Group:
+    """The group of this process for a trunk: as many processes as can have equal parts of the batches of a step."""
+    return make_group(processes, 1 if processes.shares_gpu else math.gcd(batches, processes.world_size))
 
 
 @contextmanager

@@ -144,7 +144,7 @@ class Retrainer:
     ) -> Any:
         """A fresh trainer that knows what its candidate is trained on, and by what."""
         bench, position = self._bench, phase.candidates.index(candidate)
-        args = candidate_args(bench.args, phase, candidate, folder.candidate(candidate.name))
+        args = candidate_args(bench.args, phase, candidate, folder.candidate(candidate.name), self._group.size)
         if self._adapters is not None:
             model = add_adapters(model, self._adapters, masks, args.seed)
         if args.retrained == "biases-and-norms":

@@ -265,6 +265,28 @@ def test_groups_of_processes_share_steps_and_shards(cost, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("processes", "serial", "together"),
+    [
+        (3, 2 * (60 + 60), None),
+        (6, 2 * (60 + 60), None),
+        # Accumulated: a step of the trunk is three, and the candidates come in turns.
+        (1, 2 * (3 * 60 + 3 * 60), 1),
+        (2, 2 * (3 * 60 + 2 * 60), 1),
+    ],
+)
+def test_a_trunk_of_three_processes_takes_three_batches_a_step(cost, processes, serial, together):
+    # 30 batches an epoch. Of 12 epochs a phase the trunk has 6, of 10 steps each, and a candidate 2.
+    sharing = {"num_train_epochs": 4, "shared_fraction": 0.5, "trunk_processes": 3}
+    plan = cost(processes, num_examples=120, **sharing)
+    assert plan.steps == (60, 60, 60, 60) * 2
+    assert plan.serial_steps == serial
+    told = [
+        f"what candidates share is trained by {together} of {processes} processes together" in n for n in plan.notes
+    ]
+    assert told == [True] * (together is not None)
+
+
+@pytest.mark.parametrize(
     ("count", "text"),
     [(512, "512 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (9_949, "9.9 kB"), (9_951, "10 kB"), (999_600, "1.0 MB")]
     + [(25e6, "25 MB"), (4.2e9, "4.2 GB"), (31.4e12, "31 TB")],

@@ -108,6 +108,30 @@ def test_candidates_share_a_part_of_each_phase():
     assert plan("sms", shared_fraction=0.0) == plan("sms")
 
 
+def test_several_processes_train_what_candidates_share():
+    trunk, branches, *later = plan("sms", shared_fraction=0.75, trunk_processes=3)
+    # As many epochs, in a third of the steps: of the path of 3 + 1 parts three are behind the candidates when they part.
+    assert overrides(trunk) == [{"seed": 7, "num_train_epochs": 9.0}]
+    assert overrides(branches) == [{"seed": 1007 + i, "num_train_epochs": 1.0} for i in range(3)]
+    assert (trunk.window, branches.window) == ((0.0, 0.75), (0.75, 1.0))
+    assert [phase.batches for phase in (trunk, branches, *later)] == [3, 1, 3, 1]
+    assert epochs("sms", shared_fraction=0.75, trunk_processes=3) == epochs("sms")
+    trunk, branches, *_ = plan("sms", shared_fraction=0.75, trunk_processes=3, max_steps=40, warmup_steps=8)
+    assert overrides(trunk)[0]["max_steps"] == 30
+    assert overrides(branches)[0] == {"seed": 1007, "max_steps": 10, "warmup_steps": 8}
+
+
+def test_several_processes_train_what_gmp_soup_prunes_in_as_many_steps():
+    alone, _ = plan("gmp-soup", pruning_end=0.5)
+    trunk, branches = plan("gmp-soup", pruning_end=0.5, trunk_processes=3)
+    assert overrides(trunk) == [{"seed": 7, "num_train_epochs": 12.0}]
+    assert (trunk.window, trunk.events, trunk.batches) == (alone.window, alone.events, 3)
+    assert (branches.window, branches.batches) == ((0.5, 1.0), 1)
+    assert epochs("gmp-soup", pruning_end=0.5, trunk_processes=3) == epochs("sms") == 24
+    trunk, _ = plan("gmp-soup", pruning_end=0.25, trunk_processes=3, max_steps=40)
+    assert overrides(trunk)[0]["max_steps"] == 20, "a quarter of two phases"
+
+
 def test_candidates_are_averaged_within_a_phase():
     phases = plan("sms", averaging_rounds=2, warmup_steps=40)
     assert sparsities(phases) == [0.5, 0.5, 0.75, 0.75]
@@ -242,6 +266,9 @@ def test_every_plan_ends_at_the_goal_with_one_model(method):
         ("sms", {"phase_shares": [0.5, 0.6]}, "fractions above 0 with a sum of 1"),
         ("sms", {"shared_fraction": 1.0}, "shared_fraction must lie in [0, 1), got 1.0"),
         ("imp", {"shared_fraction": 0.5}, "shared_fraction is for pruning_method='sms', got 'imp'"),
+        ("sms", {"trunk_processes": 2}, "trunk_processes must be at least 1, and 1 without a trunk, got 2 and shared_"),
+        ("gmp-soup", {"trunk_processes": 0}, "trunk_processes must be at least 1"),
+        ("gmp-mx", {"trunk_processes": 2}, "trunk_processes is for pruning_method='sms', 'gmp-soup', got 'gmp-mx'"),
         ("one-shot", {"phase_shares": [1.0]}, "phase_shares is for pruning_method='imp', 'imp-mx', "),
         ("sms", {"pruning_end": 0.5}, "pruning_end is for pruning_method='gmp', 'gmp-mx', 'gmp-soup', 'dpf', "),
         ("sms", {"pruning_interval": 0.0}, "pruning_interval is for pruning_method='gmp', "),

@@ -63,6 +63,22 @@ def test_a_trunk_with_one_branch_is_one_training_bit_for_bit(make_trainer, tmp_p
     assert rates[0][-1] == rates[1][-1]
 
 
+def test_a_trunk_of_two_batches_a_step_is_a_training_with_batches_twice_as_large(make_trainer, tmp_path):
+    """By one process, which accumulates them."""
+    settings = {**ALIKE, "pruning_method": "gmp-soup", "num_candidates": 1, "keep_candidates": True, "warmup_steps": 0}
+    small = {"per_device_train_batch_size": 2}
+    alone = trained(make_trainer, "alone", tmp_path, **settings, **small)
+    trunk = trained(make_trainer, "trunk", tmp_path, **settings, **small, trunk_processes=2)
+    large = trained(make_trainer, "large", tmp_path, **settings, **small, gradient_accumulation_steps=2)
+    first = [trainer.report["phases"][0]["candidates"][0] for trainer in (alone, trunk, large)]
+    assert [(c["steps"], c["epochs"]) for c in first] == [(12, 1.0), (12, 2.0), (6, 1.0)]
+    assert rates(trunk) == rates(alone), "one schedule over all steps"
+    # The first step is the same; then twice as many follow before the next pruning.
+    norms = [[entry["grad_norm"] for entry in c["log"] if "grad_norm" in entry] for c in first]
+    assert norms[1][0] == norms[2][0]
+    assert norms[1][0] != pytest.approx(norms[0][0], rel=1e-2)
+
+
 def test_a_shared_part_with_one_candidate_is_imp_bit_for_bit(make_trainer, tmp_path):
     settings = {"train_sampling_strategy": "sequential", "num_candidates": 1, "num_train_epochs": 2, "num_phases": 1}
     imp = trained(make_trainer, "imp", tmp_path, pruning_method="imp", **settings)
@@ -166,6 +182,7 @@ def test_branches_start_from_one_model_and_differ(make_trainer):
     "method",
     [
         {"pruning_method": "gmp-soup"},
+        {"pruning_method": "gmp-soup", "trunk_processes": 2},
         {"shared_fraction": 0.5},
         {"averaging_rounds": 2},
         {"averaging_rounds": 2, "outer_step": [0.7, 0.9]},
