@@ -375,8 +375,8 @@ class SparseSoupArguments(_TrainingArguments):
         if self.candidate_processes > 1 and self.trunk_processes > 1:
             raise ValueError(
                 f"Expected no candidate_processes with trunk_processes, got {self.candidate_processes} and "
-                f"{self.trunk_processes}: a trunk is trained by as many processes as its candidates, or by more of one each. "
-                "Leave one of the two out."
+                f"{self.trunk_processes}: either all is trained by groups of one size, or a trunk by many processes and each "
+                "candidate by one. Leave one of the two out."
             )
         if self.tail_average and (self.load_best_model_at_end or any(phase.feedback for phase in plan)):
             raise ValueError(

@@ -180,7 +180,6 @@ def forecast(
     if processes % size:
         raise ValueError(f"processes must be a multiple of candidate_processes={size}, got {processes}.")
     groups = processes // size
-    own = step_examples(args, {})
     todo = [[c for c in p.candidates if (p.number, c.name) not in finished and not _untrained(args, c)] for p in plan]
     steps = [
         num_steps(args, c.overrides, num_examples, p.batches) for p, some in zip(plan, todo, strict=True) for c in some
@@ -195,7 +194,7 @@ def forecast(
         notes.append(f"{what}: no number of steps, no estimate of time")
         if _saves(args, {}, None, 1) is None:
             notes.append("checkpoints of a candidate cannot be counted without it: two are taken")
-    together = math.gcd(args.trunk_processes, processes)
+    together = min((p.group_size(size, processes) for p in plan if p.batches > 1), default=args.trunk_processes)
     if together < args.trunk_processes:
         notes.append(
             f"what candidates share is trained by {together} of {processes} processes together, which accumulate gradients: "
@@ -214,7 +213,7 @@ def forecast(
         memory_bytes=max((_memory_bytes(args, facts, *each) for each in trained), default=facts.weight_bytes),
         copy_bytes=facts.weight_bytes + facts.num_prunable,
         on_cpu=args.device.type == "cpu",
-        step_examples=own,
+        step_examples=step_examples(args, {}),
         seconds_per_step=seconds_per_step,
         peak_bytes=peak_bytes,
         notes=tuple(notes),
@@ -244,7 +243,7 @@ def _serial_steps(
     args: SparseSoupArguments, phase: Phase, todo: Sequence[Candidate], processes: int, num_examples: int | None
 ) -> float:
     """Steps of a phase one after the other, in units of steps by the run's own arguments on one process."""
-    size = math.gcd(phase.batches, processes) if phase.batches > 1 else args.candidate_processes
+    size = phase.group_size(args.candidate_processes, processes)
     weights = [step_examples(args, c.overrides) / step_examples(args, {}) * max(phase.batches / size, 1) for c in todo]
     steps = [num_steps(args, c.overrides, num_examples, phase.batches) or 0 for c in todo]
     return makespan([count * weight for count, weight in zip(steps, weights, strict=True)], processes // size)

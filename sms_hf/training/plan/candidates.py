@@ -1,5 +1,6 @@
 """Candidates as pure values: what varies between them, and what a phase consists of."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -90,6 +91,10 @@ class Phase:
     def is_trunk(self) -> bool:
         """Whether the next phase branches off from its one candidate."""
         return self.keeps_optimizers and len(self.candidates) == 1
+
+    def group_size(self, candidate_processes: int, processes: int) -> int:
+        """How many of `processes` train a candidate together: of a trunk as many as can have equal parts of its batches."""
+        return candidate_processes if self.batches == 1 else math.gcd(self.batches, processes)
 
     @property
     def final_sparsity(self) -> float:

@@ -128,7 +128,7 @@ def _check_options(method: str, request: Request) -> None:
     if request.trunk_processes < 1 or (request.trunk_processes > 1 and method == "sms" and not fraction):
         raise ValueError(
             f"trunk_processes must be at least 1, and 1 without a trunk, got {request.trunk_processes} and "
-            f"shared_fraction={fraction}. With shared_fraction=0.75 these processes train three quarters of a phase together."
+            f"shared_fraction={fraction}. For 'sms' set shared_fraction above 0; 'gmp-soup' always has a trunk."
         )
     step = request.outer_step
     if step is not None and (len(step) != 2 or request.averaging_rounds == 1 or step[0] <= 0 or not 0 <= step[1] < 1):
@@ -195,7 +195,7 @@ def _branched(request: Request, sparsity: float, number: int, length: float) -> 
     trunk = _candidates([_trunk(request, shared * length, path)], first)
     branches = _candidates([_part(request, variant, alone * length, path) for variant in request.variants], first + 1)
     return [
-        Phase(first, sparsity, trunk, request.trunk_processes, window=(0.0, border), keeps_optimizers=True),
+        Phase(first, sparsity, trunk, batches=request.trunk_processes, window=(0.0, border), keeps_optimizers=True),
         Phase(first + 1, sparsity, branches, window=(border, 1.0), goes_on=True),
     ]
 
@@ -280,7 +280,7 @@ def _gmp_soup(request: Request) -> list[Phase]:
             1,
             0.0,
             _candidates([trunk], 1),
-            request.trunk_processes,
+            batches=request.trunk_processes,
             events=within,
             window=(0.0, border),
             keeps_optimizers=True,

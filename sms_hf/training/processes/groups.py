@@ -9,7 +9,6 @@ makes it: parents are read, candidates written and scored by the leader of a gro
 
 import atexit
 import gc
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -79,11 +78,6 @@ _active: Group | None = None
 def is_in_group() -> bool:
     """Whether this process is in a [`training_group`] with others."""
     return _active is not None
-
-
-def trunk_group(processes: Processes, batches: int) -> Group:
-    """The group of this process for a trunk: as many processes as can have equal parts of the batches of a step."""
-    return make_group(processes, 1 if processes.shares_gpu else math.gcd(batches, processes.world_size))
 
 
 @contextmanager

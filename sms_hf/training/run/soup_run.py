@@ -14,7 +14,7 @@ from ..cost.forecast import Forecast
 from ..cost.lines import start_lines
 from ..cost.measure import TimeEstimate
 from ..plan.candidates import Phase
-from ..processes.groups import make_group, trunk_group
+from ..processes.groups import make_group
 from ..processes.say import say, tell
 from ..processes.store import Processes
 from ..run_directory import PhaseFolder, RunDirectory, model_files, read_or_discard, remove, remove_weights
@@ -102,10 +102,9 @@ class SoupRun:
         self._show("doing", what="retraining")
         for path in folder.candidate_records():
             self._show("training", **candidate_facts(phase.number, read_record(path)))
-        if phase.batches > 1:
-            group = trunk_group(self.processes, phase.batches)
-        else:
-            group = make_group(self.processes, self.bench.args.candidate_processes)
+        # Processes that share a GPU cannot train together: one of them trains a trunk.
+        able = 1 if self.processes.shares_gpu else self.processes.world_size
+        group = make_group(self.processes, phase.group_size(self.bench.args.candidate_processes, able))
         retrainer = Retrainer(self.bench, group, self._adapters, [self._estimate] if self._estimate else [])
 
         def retrain(position: int) -> None:

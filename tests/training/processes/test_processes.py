@@ -30,12 +30,14 @@ class NoteGroup(TrainerCallback):
         notes["groups"].append([Path(args.output_dir).parent.name, args.world_size, args.gradient_accumulation_steps])
 
 notes = {{"held": {{}}, "groups": []}}
+common = dict(
+    target_sparsity=0.75, learning_rate=3e-3, per_device_train_batch_size=4, save_strategy="no", pruning_scope="uniform",
+    soup_method="uniform", report_to="none", disable_tqdm=True, dataloader_pin_memory=False, use_cpu=True,
+)
 for pruning_method, shared_fraction in [("gmp-soup", 0.0), ("sms", 0.5)] if "trunk" in sys.argv else []:
     args = SparseSoupTrainingArguments(
         output_dir=sys.argv[1] + "/" + pruning_method, pruning_method=pruning_method, shared_fraction=shared_fraction,
-        trunk_processes=2, target_sparsity=0.75, num_phases=1, num_candidates=2, num_train_epochs=2, learning_rate=3e-3,
-        per_device_train_batch_size=4, train_sampling_strategy="sequential", save_strategy="no", pruning_scope="uniform",
-        soup_method="uniform", report_to="none", disable_tqdm=True, dataloader_pin_memory=False, use_cpu=True,
+        trunk_processes=2, num_phases=1, num_candidates=2, num_train_epochs=2, train_sampling_strategy="sequential", **common
     )
     trainer = SparseSoupTrainer(
         model=tiny_t5(dropout=0.0), args=args, train_dataset=reversal(24), eval_dataset=reversal(10, seed=1),
@@ -50,10 +52,8 @@ for method in ["sms"] if "fail" in sys.argv else METHODS:
         shared_fraction=0.5 * (method == "shared"), averaging_rounds=1 + (method == "rounds"),
         outer_step=[0.7, 0.9] if method == "rounds" else None,
         candidate_data="shards" if method == "rounds" else "all", tail_average="lawa" if method == "rounds" else None,
-        target_sparsity=0.75, num_phases=2, num_candidates=3,
-        num_train_epochs=1, learning_rate=3e-3, per_device_train_batch_size=4, save_strategy="no", pruning_scope="uniform",
-        soup_method="uniform", keep_candidates=method == "sms", report_to="none", disable_tqdm=True,
-        dataloader_pin_memory=False, use_cpu=True, min_candidates=3 if "fail" in sys.argv else 1,
+        num_phases=2, num_candidates=3, num_train_epochs=1, keep_candidates=method == "sms",
+        min_candidates=3 if "fail" in sys.argv else 1, **common
     )
     trainer = SparseSoupTrainer(
         model=tiny_t5(), args=args, train_dataset=reversal(24), eval_dataset=reversal(10, seed=1), data_collator=collate,
